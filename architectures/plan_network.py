@@ -1,0 +1,144 @@
+"""What every network of ours shares: nnU-Net's own encoder and decoder under nnU-Net's own names, and checked loading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import torch
+from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
+from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
+
+
+class PlanNetwork(nn.Module):
+    """A plan's U-Net, opened up. Subclasses add modules and say so in `settings`; forward returns logits only.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        With `encoder` and `decoder` of dynamic-network-architectures (PlainConvUNet, ResidualEncoderUNet). Their weights keep
+        their names, so vanilla checkpoints fit.
+    settings : mapping
+        JSON-able; stored with the weights, compared on loading. `format` counts versions of a class.
+
+    Attributes
+    ----------
+    plain_weights_only : bool
+        While true, state_dict shows only what plain nnU-Net has, and load_state_dict is content with that: this is how
+        nnU-Net's own `-pretrained_weights` loads vanilla weights. The trainer turns it on and off.
+    plain_weights_loaded : bool
+        True once that has happened.
+
+    Raises
+    ------
+    NotImplementedError
+        If the backbone has no encoder and decoder of the expected kind (for example a transformer's plans).
+    """
+
+    plain_weights_only = False
+    plain_weights_loaded = False
+
+    def __init__(self, backbone: nn.Module, settings: Mapping):
+        super().__init__()
+        encoder, decoder = getattr(backbone, "encoder", None), getattr(backbone, "decoder", None)
+        if not isinstance(encoder, (PlainConvEncoder, ResidualEncoder)) or not isinstance(decoder, UNetDecoder):
+            raise NotImplementedError(
+                f"{type(self).__name__} needs plans with a PlainConvUNet or ResidualEncoderUNet, got "
+                f"{type(backbone).__name__}. Plan with nnU-Net's default or ResEnc planners."
+            )
+        self.encoder, self.decoder = encoder, decoder
+        text = json.dumps(dict(settings), sort_keys=True).encode()
+        # a tensor, so that every tool that reads weights (weights_only, safetensors) can read it
+        self.register_buffer("settings", torch.tensor(list(text), dtype=torch.uint8))
+
+    @staticmethod
+    def backbone_from_plans(configuration_manager, num_input_channels, num_output_channels, deep_supervision):
+        """The plan's plain network, initialised as nnU-Net does."""
+        return get_network_from_plans(
+            configuration_manager.network_arch_class_name,
+            configuration_manager.network_arch_init_kwargs,
+            configuration_manager.network_arch_init_kwargs_req_import,
+            num_input_channels,
+            num_output_channels,
+            allow_init=True,
+            deep_supervision=deep_supervision,
+        )
+
+    def compute_conv_feature_map_size(self, input_size) -> int:
+        """Voxels times channels of all feature maps of the backbone: nnU-Net's estimate of memory, for planning."""
+        size = self.encoder.compute_conv_feature_map_size(input_size)
+        return size + self.decoder.compute_conv_feature_map_size(input_size)
+
+    def auxiliary_loss(self) -> torch.Tensor | None:
+        """Losses of the last training forward beside the segmentation's; None in eval."""
+        return None
+
+    def after_step(self) -> None:
+        """Called by the trainer after each optimiser step."""
+
+    def fast_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the trainer gives a multiple of the learning rate."""
+        return []
+
+    def diagnostic_keys(self) -> list[str]:
+        """Names that `diagnostics` returns after a training forward, in the order of log and figure."""
+        return []
+
+    def diagnostics(self) -> dict[str, float]:
+        """Called by the trainer once an epoch, for log and figure."""
+        return {}
+
+    def own_keys(self) -> list[str]:
+        """Names of the weights that plain nnU-Net does not have."""
+        return [key for key in super().state_dict() if not key.startswith(("encoder.", "decoder."))]
+
+    def state_dict(self, *args, **kwargs):
+        state = super().state_dict(*args, **kwargs)
+        if self.plain_weights_only:
+            prefix = kwargs.get("prefix", "")
+            for key in self.own_keys():
+                del state[prefix + key]
+        return state
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """Like nn.Module's, but says first, in one sentence, why another network's weights do not fit.
+
+        Raises
+        ------
+        RuntimeError
+            If the weights are plain nnU-Net's, of another class or version, or of other settings.
+        """
+        own = set(self.own_keys())
+        if self.plain_weights_only and own.isdisjoint(state_dict):
+            here = {key: value for key, value in super().state_dict().items() if key in own}
+            self.plain_weights_loaded = True
+            return super().load_state_dict({**state_dict, **here}, strict, assign)
+        self._check_settings(state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _check_settings(self, state_dict) -> None:
+        mine = decode_settings(self.settings)
+        if "settings" not in state_dict:
+            raise RuntimeError(
+                f"these weights are not {mine['network']}'s: they have no settings of it. Weights of plain nnU-Net are loaded "
+                "with -pretrained_weights; to continue or predict, use the trainer that made the checkpoint."
+            )
+        theirs = decode_settings(state_dict["settings"])
+        differences = [
+            f"{key}: checkpoint {theirs.get(key, 'none')!r}, here {mine.get(key, 'none')!r}"
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key)
+        ]
+        if differences:
+            raise RuntimeError(
+                f"these weights were made with other settings ({'; '.join(differences)}). Use the trainer and the version of "
+                "nnunet_l2g that made the checkpoint."
+            )
+
+
+def decode_settings(settings: torch.Tensor) -> dict:
+    """The settings stored with a network's weights under the key `settings`: uint8 (n,) -> dict."""
+    return json.loads(bytes(settings.tolist()))

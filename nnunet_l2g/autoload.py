@@ -1,0 +1,31 @@
+"""What the start-up files run at every Python start: tells nnU-Net where our trainers are. Imports nothing but os.
+
+nnU-Net reads the variable `nnUNet_extTrainer` at each look-up, and child processes inherit it.
+"""
+
+import os
+
+VARIABLE = "nnUNet_extTrainer"
+OPT_OUT = "NNUNET_L2G_AUTOLOAD"
+
+
+def trainers_folder() -> str:
+    """The folder nnU-Net is to search: one thin module that re-exports `nnunet_l2g.trainers`."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "_nnunet_ext")
+
+
+def with_trainers(value: str) -> str:
+    """`value` (folders, separated by os.pathsep) with our folder appended, once: the user's own folders come first."""
+    folder = trainers_folder()
+    if folder in value.split(os.pathsep):
+        return value
+    return value + os.pathsep + folder if value else folder
+
+
+def append_trainers() -> None:
+    """Appends our folder to the variable. Silent on any error: nobody's Python may fail to start because of us."""
+    try:
+        if os.environ.get(OPT_OUT) != "0":
+            os.environ[VARIABLE] = with_trainers(os.environ.get(VARIABLE, ""))
+    except Exception:
+        pass

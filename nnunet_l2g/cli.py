@@ -1,0 +1,45 @@
+"""`nnunet_l2g COMMAND ...`: finds the command and hands over. Imports only the command that runs (no torch for --help)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from nnunet_l2g import __version__
+from nnunet_l2g.errors import UserError
+
+# name: what --help says; the code is nnunet_l2g.commands.<name>, with configure(parser) and run(args) -> exit status
+COMMANDS = {
+    "demo": "the whole way on a small embedded phantom: plan, train, predict, evaluate, picture (CPU, minutes)",
+    "doctor": "which interpreter, which nnU-Net, which trainers are found, and why not",
+    "env": "print the line that sets nnUNet_extTrainer, for those who prefer to set it themselves",
+    "register": "place the start-up files in site-packages (editable installs)",
+    "unregister": "remove the start-up files that `register` placed",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command. Exit status: 0 done, 1 the command says no, 2 wrong usage, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="nnunet_l2g", description="Research architectures inside a stock nnU-Net v2.")
+    parser.add_argument("--version", action="version", version=f"nnunet_l2g {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text, description=text)
+        if argv[:1] == [name]:
+            command = importlib.import_module(f"nnunet_l2g.commands.{name}")
+            command.configure(subparser)
+    args = parser.parse_args(argv)
+    try:
+        return command.run(args)
+    except UserError as error:
+        print(f"nnunet_l2g {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nnnunet_l2g {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""k-means centres of tokens. Runs once or twice in a training, so scikit-learn on the CPU does it."""
+
+from __future__ import annotations
+
+import torch
+
+MAX_TOKENS = 8192  # more take seconds and do not move the centres
+
+
+@torch.no_grad()
+def kmeans_centres(tokens: torch.Tensor, k: int) -> torch.Tensor:
+    """k centres of tokens (n, d) -> (k, d), on the tokens' device. Deterministic: same tokens, same centres.
+
+    With k or fewer distinct tokens each of them is a centre, and the rest are copies moved by 1 % of the tokens' spread.
+
+    Raises ValueError if there is no token or one is not finite.
+    """
+    if len(tokens) == 0 or not bool(torch.isfinite(tokens).all()):
+        raise ValueError(f"k-means got {len(tokens)} tokens, expected at least one and all of them finite")
+    points = tokens[:: -(-len(tokens) // MAX_TOKENS)].double().cpu()
+    distinct = points.unique(dim=0)  # KMeans would return duplicates, with a warning
+    if len(distinct) > k:
+        from sklearn.cluster import KMeans  # comes with nnU-Net; a second to import, needed only here
+
+        centres = torch.from_numpy(KMeans(k, n_init=1, max_iter=50, random_state=0).fit(points.numpy()).cluster_centers_)
+    else:
+        centres = distinct.repeat(-(-k // len(distinct)), 1)[:k]
+        noise = torch.randn(centres.shape, generator=torch.Generator().manual_seed(0), dtype=centres.dtype)
+        centres[len(distinct) :] += 0.01 * points.std(unbiased=False).clamp_min(1e-6) * noise[len(distinct) :]
+    return centres.to(tokens)

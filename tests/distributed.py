@@ -1,0 +1,22 @@
+"""Two gloo processes on the CPU: stock nnU-Net's DDP wants nccl and GPUs."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_two_processes(function, *arguments):
+    """Calls function(rank, *arguments) in two gloo processes; what they return, by rank. function is module-level."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_process, (function, folder, arguments), nprocs=2)
+        return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(2)]
+
+
+def _process(rank, function, folder, arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(function(rank, *arguments), Path(folder, str(rank)))
+    dist.destroy_process_group()

@@ -1,0 +1,252 @@
+"""L2GNet through the shared tester, and what is its own: twins, levels, settings, vanilla weights, compile."""
+
+import copy
+
+import network_tester as tester
+import pytest
+import torch
+from torch import nn
+
+from nnunet_l2g.architectures import L2GNet
+from nnunet_l2g.architectures.plan_network import decode_settings
+
+SMALL = dict(dim=16, num_codes=12, num_references=6, iterations=5)
+TWINS = {
+    "l2gnet": {},
+    "no_transport": {"num_references": None},
+    "no_codebook": {"num_codes": None},
+    "softmax": {"iterations": 0},
+    "pot": {"solver": "pot"},
+    "three_levels": {"levels": (-1, -2, -3)},
+}
+
+
+def make(plan="plain_3d", **settings):
+    backbone = tester.make_backbone(plan)
+    return L2GNet(backbone, **{**SMALL, **settings})
+
+
+@pytest.mark.parametrize("plan", tester.PLANS)
+@pytest.mark.parametrize("twin", TWINS)
+def test_every_plan_and_twin(plan, twin):
+    settings = TWINS[twin]
+    tester.check_starts_as_plain(make(plan, **settings), plan)
+    tester.check_logits_only(make(plan, **settings), plan)
+    tester.check_every_parameter_learns(make(plan, **settings), plan)
+    tester.check_saves_and_loads(make(plan, **settings), make(plan, **settings), plan)
+    tester.check_copies(make(plan, **settings), plan)
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_diagnostics_are_those_promised(twin):
+    network = make(**TWINS[twin])
+    tester.train_steps(network.train(), tester.make_input("plain_3d"), 2)
+    values = network.diagnostics()
+    assert list(values) == network.diagnostic_keys()
+    assert all(value == value for value in values.values())
+    if twin == "three_levels":
+        assert "level-2_kept_variance" in values
+
+
+def test_training_changes_the_logits_through_the_block():
+    network, x = make(), tester.make_input("plain_3d")
+    tester.train_steps(network.train(), x, 3)
+    with torch.no_grad():
+        before = network.eval()(x)[0]
+        network.l2g[0].gamma.zero_()
+        assert not torch.allclose(network(x)[0], before)
+
+
+def test_patch_size_may_change():
+    network = make().eval()
+    assert network(torch.randn(1, 1, 24, 32, 16))[0].shape == (1, tester.CLASSES, 24, 32, 16)
+
+
+def test_memory_estimate_is_the_plain_networks():
+    assert make().compute_conv_feature_map_size((16, 16, 24)) == tester.make_backbone(
+        "plain_3d"
+    ).compute_conv_feature_map_size((16, 16, 24))
+
+
+def test_steps_place_codes_first_and_references_at_the_stated_steps():
+    network, x = make(reference_steps=(1, 3)), tester.make_input("plain_3d")
+    references = []
+    for _ in range(4):
+        tester.train_steps(network.train(), x, 1)
+        references.append(network.l2g[0].alignment.references.detach().clone())
+    moved = [float((a - b).abs().max()) for a, b in zip(references[1:], references, strict=False)]
+    assert moved[1] > 0.05 > max(moved[0], moved[2])  # only the third step places them again
+    assert int(network.l2g[0].steps) == 4
+
+
+def test_a_step_without_a_training_forward_moves_nothing():
+    network = make().train()
+    tester.train_steps(network, tester.make_input("plain_3d"), 1)
+    before = copy.deepcopy(network.state_dict())
+    network.eval()(tester.make_input("plain_3d"))
+    network.after_step()
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in before.items())
+
+
+# ---- autocast ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_block_is_float32_under_autocast_with_features_of_any_size(dtype, scale):
+    block = make().l2g[0].train()
+    nn.init.normal_(block.project_out.weight)
+    z = (scale * torch.randn(2, 24, 4, 4, 6)).to(dtype).requires_grad_()
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=dtype):
+            out = block(z)
+        assert out.dtype == dtype and torch.isfinite(out).all()
+        assert block.loss.dtype == torch.float32 and torch.isfinite(block.loss)
+        block.after_step()
+    (out.float().mean() + block.loss / scale**2).backward()
+    for name, parameter in block.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+    with torch.no_grad():
+        plain = block(z.float())
+    torch.testing.assert_close(out.float(), plain, rtol=2e-2, atol=2e-2 * scale)
+
+
+def test_constant_features_stay_finite():
+    block = make().l2g[0].train()
+    z = torch.ones(2, 24, 4, 4, 6).requires_grad_()
+    for _ in range(2):
+        (block(z).sum() + block.loss).backward()
+        block.after_step()
+    assert torch.isfinite(z.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in block.parameters())
+
+
+# ---- torch.compile ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("twin", ["l2gnet", "no_codebook", "no_transport", "softmax"])
+def test_compiled_without_graph_break_equals_eager_in_train_mode(twin):
+    """Values, gradients and codebook over several steps: an update inside the compiled forward would spoil the gradients."""
+    torch._dynamo.reset()
+    x = tester.make_input("plain_2d")
+    eager, raw = make("plain_2d", **TWINS[twin]).train(), make("plain_2d", **TWINS[twin]).train()
+    raw.load_state_dict(eager.state_dict())
+    compiled = torch.compile(raw, fullgraph=True)
+    optimizers = [torch.optim.SGD(network.parameters(), 1e-2) for network in (eager, raw)]
+    for _ in range(3):
+        losses = []
+        for forward, network, optimizer in zip((eager, compiled), (eager, raw), optimizers, strict=True):
+            optimizer.zero_grad()
+            torch.manual_seed(3)
+            outputs = forward(x)
+            auxiliary = network.auxiliary_loss()
+            loss = sum(o.square().mean() for o in outputs) + (0 if auxiliary is None else auxiliary)
+            loss.backward()
+            losses.append(loss.detach())
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
+        for (name, one), two in zip(eager.named_parameters(), raw.parameters(), strict=True):
+            torch.testing.assert_close(two.grad, one.grad, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        for network, optimizer in zip((eager, raw), optimizers, strict=True):
+            optimizer.step()
+            torch.manual_seed(4)
+            network.after_step()
+    for (key, one), two in zip(eager.state_dict().items(), raw.state_dict().values(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
+# ---- weights ----
+
+
+def test_vanilla_weights_load_and_new_modules_keep_their_start():
+    plan = "plain_3d"
+    vanilla = tester.make_backbone(plan)
+    for parameter in vanilla.parameters():
+        nn.init.normal_(parameter)
+    network = make(plan)
+    before = {key: value.clone() for key, value in network.state_dict().items() if key.startswith("l2g.")}
+    network.plain_weights_only = True
+    assert set(network.state_dict()) == set(vanilla.state_dict())
+    network.load_state_dict(vanilla.state_dict())
+    assert network.plain_weights_loaded
+    network.plain_weights_only = False
+    for key, value in vanilla.state_dict().items():
+        assert torch.equal(network.state_dict()[key], value)
+    assert before and all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
+
+
+def test_own_weights_load_whole_while_vanilla_ones_are_welcome():
+    source, network = make(), make()
+    tester.train_steps(source.train(), tester.make_input("plain_3d"), 2)
+    network.plain_weights_only = True
+    network.load_state_dict(source.state_dict())
+    assert not network.plain_weights_loaded
+    assert torch.equal(network.l2g[0].quantizer.codebook, source.l2g[0].quantizer.codebook)
+
+
+def test_vanilla_weights_are_refused_where_a_checkpoint_is_continued():
+    with pytest.raises(RuntimeError, match="not L2GNet's.*-pretrained_weights"):
+        make().load_state_dict(tester.make_backbone("plain_3d").state_dict())
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"iterations": 0}, "iterations: checkpoint 0, here 5"),
+        ({"num_codes": 13}, "num_codes: checkpoint 13, here 12"),
+        ({"levels": (-2,)}, r"levels: checkpoint \[-2\], here \[-1\]"),
+    ],
+)
+def test_weights_of_other_settings_are_refused_by_name(other, named):
+    with pytest.raises(RuntimeError, match=named):
+        make().load_state_dict(make(**other).state_dict())
+
+
+def test_weights_of_another_version_are_refused(monkeypatch):
+    weights = make().state_dict()
+    monkeypatch.setattr(L2GNet, "FORMAT", 2)
+    with pytest.raises(RuntimeError, match="format: checkpoint 1, here 2"):
+        make().load_state_dict(weights)
+
+
+def test_solver_and_start_do_not_tie_weights():
+    make().load_state_dict(make(solver="pot", gamma=0.5).state_dict())
+    assert "solver" not in decode_settings(make().settings)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"num_codes": 0}, r"\(K\) is 0"),
+        ({"num_references": 0}, r"\(p\) is 0"),
+        ({"num_codes": None, "num_references": None}, "both None"),
+        ({"levels": (3,)}, "level 3 does not exist, expected -3 to 2"),
+        ({"levels": (-1, 2)}, "names a stage twice"),
+        ({"levels": ()}, "levels is empty"),
+    ],
+)
+def test_bad_settings_are_named(settings, named):
+    with pytest.raises(ValueError, match=named):
+        make(**settings)
+
+
+def test_a_single_voxel_is_refused():
+    with pytest.raises(ValueError, match=r"spatial shape \(1, 1, 1\), a single voxel"):
+        make().train()(torch.randn(1, 1, 4, 4, 4)[..., :4])
+
+
+def test_nonfinite_features_are_refused_before_they_reach_the_codebook():
+    network, x = make().train(), tester.make_input("plain_3d")
+    codebook = network.l2g[0].quantizer.codebook.clone()
+    x[0, 0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        network(x)
+    assert torch.equal(network.l2g[0].quantizer.codebook, codebook)
+
+
+def test_backbones_without_encoder_and_decoder_are_refused():
+    with pytest.raises(NotImplementedError, match="Sequential"):
+        L2GNet(nn.Sequential(nn.Conv2d(1, 2, 1)))

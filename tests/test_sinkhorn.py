@@ -1,0 +1,136 @@
+"""Sinkhorn against POT and geomloss, and against what a transport plan has to be."""
+
+import math
+
+import geomloss
+import ot
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_l2g.layers import sinkhorn_potentials
+
+
+def plan(scores, eps, iterations, **kwargs):
+    """A = p Pi from the potentials."""
+    u, v = sinkhorn_potentials(scores, eps, iterations, **kwargs)
+    return (scores / eps + u[:, :, None] + v[:, None, :]).exp()
+
+
+def random_scores(batch=2, n=13, p=5, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, n, p, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize("iterations", [1, 7])
+@pytest.mark.parametrize("marginals", [False, True])
+def test_equals_pot_in_values_and_gradients(iterations, marginals):
+    scores = random_scores()
+    keywords = {}
+    if marginals:
+        keywords = {
+            "row_marginal": torch.linspace(1, 3, 13, dtype=torch.float64) / 26,
+            "column_marginal": torch.linspace(1, 2, 5, dtype=torch.float64) / 7.5,
+        }
+    weights = random_scores(seed=1)
+    results = {}
+    for solver in ("log", "pot"):
+        x = scores.clone().requires_grad_()
+        a = plan(x, 0.5, iterations, solver=solver, **keywords)
+        (a * weights).sum().backward()
+        results[solver] = a.detach(), x.grad
+    for ours, theirs in zip(results["log"], results["pot"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+def test_converges_to_pots_exact_fixed_point():
+    scores, eps = random_scores(batch=1), 0.5
+    expected = ot.sinkhorn(torch.full((13,), 1 / 13), torch.full((5,), 1 / 5), -scores[0], eps, stopThr=1e-10, numItermax=5000)
+    torch.testing.assert_close(plan(scores, eps, 300)[0] / 5, expected.to(scores), rtol=1e-6, atol=1e-9)
+
+
+def test_converges_to_geomloss():
+    torch.manual_seed(0)
+    tokens, references, eps = torch.randn(13, 3).double(), torch.randn(5, 3).double(), 0.5
+    scores = tokens @ references.T
+    loss = geomloss.SamplesLoss(
+        "sinkhorn", p=1, blur=eps, scaling=0.999, debias=False, potentials=True, cost=lambda x, y: -x @ y.transpose(-1, -2)
+    )
+    f, g = loss(torch.full((13,), 1 / 13).double(), tokens, torch.full((5,), 1 / 5).double(), references)
+    expected = ((f.view(-1, 1) + g.view(1, -1) + scores) / eps).exp() / (13 * 5)
+    torch.testing.assert_close(plan(scores[None], eps, 300)[0] / 5, expected, rtol=2e-2, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    p=st.integers(1, 20),
+    eps=st.floats(0.05, 2),
+    scale=st.floats(0, 1),
+    iterations=st.integers(0, 12),
+    seed=st.integers(0, 1000),
+)
+def test_columns_sum_to_one_and_all_mass_is_moved(n, p, eps, scale, iterations, seed):
+    a = plan(scale * random_scores(2, n, p, seed, torch.float32).clamp(-1, 1), eps, iterations)
+    assert torch.isfinite(a).all()
+    torch.testing.assert_close(a.sum(1), torch.ones(2, p), rtol=1e-4, atol=1e-4)
+    assert a.sum().item() == pytest.approx(2 * p, rel=1e-4)
+
+
+def test_rows_converge_to_their_marginal():
+    scores = random_scores().clamp(-1, 1)
+    errors = [float((plan(scores, 0.5, t).sum(2) * 13 / 5 - 1).abs().max()) for t in (1, 3, 10, 30)]
+    assert errors[0] > 5 * errors[1] > 25 * errors[2] and errors[3] < 1e-6
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_permuting_tokens_and_references_permutes_the_plan(seed):
+    scores = random_scores(seed=seed)
+    rows, columns = torch.randperm(13), torch.randperm(5)
+    torch.testing.assert_close(plan(scores[:, rows][:, :, columns], 0.3, 8), plan(scores, 0.3, 8)[:, rows][:, :, columns])
+
+
+def test_shifting_scores_by_token_or_reference_changes_nothing():
+    scores = random_scores()
+    shifted = scores + torch.randn(2, 13, 1).double() + torch.randn(2, 1, 5).double()
+    torch.testing.assert_close(plan(shifted, 0.5, 60), plan(scores, 0.5, 60), rtol=1e-6, atol=1e-9)
+
+
+def test_equal_scores_give_the_uniform_plan_and_sharp_ones_a_permutation():
+    torch.testing.assert_close(plan(torch.zeros(1, 6, 3), 0.1, 5), torch.full((1, 6, 3), 1 / 6))
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(plan(torch.eye(4)[order][None], 0.02, 20), torch.eye(4)[order][None])
+
+
+def test_zero_iterations_is_a_softmax_over_tokens():
+    scores = random_scores()
+    torch.testing.assert_close(plan(scores, 0.5, 0), (scores / 0.5).softmax(1))
+
+
+def test_gradients_pass_gradcheck():
+    scores = random_scores(1, 4, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: plan(s, 0.5, 3), (scores,))
+
+
+def test_extreme_but_bounded_scores_stay_finite_in_float32():
+    scores = random_scores(dtype=torch.float32).sign().requires_grad_()
+    plan(scores, 0.02, 50).square().sum().backward()
+    assert torch.isfinite(scores.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (dict(scores=torch.zeros(3, 4), eps=1, iterations=1), r"\(3, 4\)"),
+        (dict(scores=torch.zeros(1, 4, 0), eps=1, iterations=1), r"\(1, 4, 0\)"),
+        (dict(scores=torch.zeros(1, 4, 2), eps=0, iterations=1), "eps is 0"),
+        (dict(scores=torch.zeros(1, 4, 2), eps=math.nan, iterations=1), "eps is nan"),
+        (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=-1), "iterations is -1"),
+        (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=1, solver="emd"), "'emd'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        sinkhorn_potentials(**arguments)

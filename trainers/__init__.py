@@ -1,0 +1,28 @@
+"""The trainers nnU-Net finds by name, and their schedules, which are made on request."""
+
+from __future__ import annotations
+
+import sys
+
+from nnunet_l2g.trainers.l2gnet import (
+    nnUNetTrainerL2GNet,
+    nnUNetTrainerL2GNetNoCodebook,
+    nnUNetTrainerL2GNetNoTransport,
+    nnUNetTrainerL2GNetSoftmax,
+)
+
+from nnunet_l2g.training.schedules import make_scheduled_trainer
+
+__all__ = [
+    "nnUNetTrainerL2GNet",
+    "nnUNetTrainerL2GNetNoCodebook",
+    "nnUNetTrainerL2GNetNoTransport",
+    "nnUNetTrainerL2GNetSoftmax",
+]
+
+
+def __getattr__(name: str) -> type:
+    """`nnUNetTrainerL2GNet_20epochs` and the like. Kept in this module, so that pickle and identity hold."""
+    trainer = make_scheduled_trainer(name, {known: globals()[known] for known in __all__}, __name__)
+    setattr(sys.modules[__name__], name, trainer)
+    return trainer

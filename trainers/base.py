@@ -1,0 +1,140 @@
+"""nnUNetTrainer with what all our trainers need; what a method is made of stands in its own file."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_l2g.compatibility import check_nnunet
+from nnunet_l2g.training.auxiliary import LossWithAuxiliary
+from nnunet_l2g.training.checkpoints import set_previous_aside, write_atomically
+from nnunet_l2g.training.figure import draw_diagnostics
+from nnunet_l2g.training.learning_rate import ScaledPolyLRScheduler
+
+
+class PluginTrainer(nnUNetTrainer):
+    """Runs a PlanNetwork under a stock nnU-Net.
+
+    Beside nnUNetTrainer: schedules by name, auxiliary losses, a hook after each optimiser step, diagnostics in log and
+    figure, vanilla weights through `-pretrained_weights`, atomic checkpoints, and no old checkpoint left in a new run's way.
+    """
+
+    epochs: int | None = None  # None: nnU-Net's own; set by the trainer's name
+    iterations: int | None = None
+    figure_name = "progress_diagnostics.png"
+    fast_lr_scale = 5.0  # learning rate of network.fast_parameters(), as a multiple
+    max_nonfinite_steps = 20  # in a row; with fp16 a few are normal, the scaler skips them
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):
+        check_nnunet()
+        self.continues = bool(plans.get("continue_training", False))  # nnU-Net pops it
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.epochs is not None:
+            self.num_epochs = self.epochs
+        if self.iterations is not None:
+            proportion = self.num_val_iterations_per_epoch / self.num_iterations_per_epoch
+            self.num_val_iterations_per_epoch = max(1, round(self.iterations * proportion))
+            self.num_iterations_per_epoch = self.iterations
+        self.save_every = max(1, min(self.save_every, self.num_epochs // 10))
+        self._nonfinite_steps = 0
+
+    @property
+    def raw_network(self):
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def initialize(self):
+        super().initialize()
+        for key in self.diagnostic_keys:
+            self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
+        # From here until training starts or a checkpoint is loaded, nnU-Net may load -pretrained_weights.
+        self.raw_network.plain_weights_only = True
+
+    def configure_optimizers(self):
+        network = self.raw_network
+        fast = network.fast_parameters()
+        fast_ids = {id(parameter) for parameter in fast}
+        groups = [{"params": [p for p in network.parameters() if id(p) not in fast_ids]}]
+        if fast:
+            groups.append({"params": fast, "lr_scale": self.fast_lr_scale, "weight_decay": 0.0})
+        optimizer = torch.optim.SGD(
+            groups, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+        )
+        # A step that the gradient scaler skips moves nothing, the codebook included.
+        optimizer.register_step_post_hook(lambda *_: network.after_step())
+        return optimizer, ScaledPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def _build_loss(self):
+        return LossWithAuxiliary(super()._build_loss(), self.raw_network)
+
+    def on_train_start(self):
+        if not self.was_initialized:
+            self.initialize()
+        self._log_pretrained()
+        self.raw_network.plain_weights_only = False
+        super().on_train_start()
+        if self.local_rank == 0 and not self.continues and not self.disable_checkpointing:
+            previous = set_previous_aside(self.output_folder)
+            if previous:
+                self.print_to_log_file(f"A new run starts: checkpoints of the earlier one are now in {previous}")
+
+    def train_step(self, batch: dict) -> dict:
+        result = super().train_step(batch)
+        self._check_finite(result["loss"], batch)
+        return result
+
+    def _check_finite(self, loss: np.ndarray, batch: dict) -> None:
+        self._nonfinite_steps = 0 if np.isfinite(loss) else self._nonfinite_steps + 1
+        allowed = 0 if self.grad_scaler is None else self.max_nonfinite_steps
+        if self._nonfinite_steps > allowed:
+            message = (
+                f"the training loss is {loss} (epoch {self.current_epoch}, cases {list(batch.get('keys', []))}, "
+                f"{self._nonfinite_steps} steps in a row). Training stops; checkpoints on disk are from before. Look for NaN "
+                "or Inf in these images, or lower the learning rate, and continue with --c."
+            )
+            self.print_to_log_file(message)
+            raise FloatingPointError(message)
+
+    def on_train_epoch_end(self, train_outputs: list[dict]):
+        super().on_train_epoch_end(train_outputs)
+        diagnostics = self.raw_network.diagnostics()
+        for key in self.diagnostic_keys:
+            self.logger.log(key, diagnostics[key], self.current_epoch)
+        if diagnostics:
+            self.print_to_log_file(" ".join(f"{key} {diagnostics[key]:.4g}" for key in self.diagnostic_keys))
+
+    def on_epoch_end(self):
+        super().on_epoch_end()
+        if self.local_rank == 0 and self.diagnostic_keys:
+            filename = f"{self.output_folder}/{self.figure_name}"
+            draw_diagnostics(self.logger.local_logger.my_fantastic_logging, self.diagnostic_keys, filename)
+
+    @property
+    def diagnostic_keys(self) -> list[str]:
+        """Names under which the network's diagnostics are logged, one value an epoch."""
+        return self.raw_network.diagnostic_keys()
+
+    def save_checkpoint(self, filename: str) -> None:
+        write_atomically(super().save_checkpoint, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        self.raw_network.plain_weights_only = False
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def _log_pretrained(self) -> None:
+        if not self.raw_network.plain_weights_loaded:
+            return
+        own = self.raw_network.own_keys()
+        taken = [k for k in self.raw_network.state_dict() if k not in own and ".seg_layers." not in k]
+        self.print_to_log_file(
+            f"-pretrained_weights: taken {len(taken)} tensors of encoder and decoder ({', '.join(taken)}). Not taken, "
+            f"initialised anew: the segmentation layers (nnU-Net's rule) and {', '.join(own)}."
+        )
