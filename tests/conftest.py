@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from planned import SIZE, SPACING, Planned
 from throwaway import USER_TRAINERS, Environment, copy_project
+
+from nnunet_l2g.phantom import write_dataset
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +44,27 @@ def user_folder(tmp_path):
     folder.mkdir()
     (folder / "mine.py").write_text(USER_TRAINERS)
     return folder
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory):
+    """Two phantom datasets, planned and preprocessed for 3d_fullres and 2d."""
+    project = Planned(tmp_path_factory.mktemp("nnunet"))
+    for kind in ("raw", "preprocessed", "results"):
+        project.path(kind).mkdir()
+    write_dataset(project.path("raw"), 6, 2, dataset_id=981, name="PhantomPlain", size=SIZE, spacing=SPACING)
+    write_dataset(
+        project.path("raw"), 5, 1, ("cine", "late_enhancement"), True, dataset_id=982, name="PhantomRich", size=SIZE,
+        spacing=SPACING, regions=True, ignore_label=True,
+    )  # fmt: skip
+    project.run("nnUNetv2_plan_and_preprocess", "-d", 981, 982, "-c", "3d_fullres", "2d", "-np", 2)
+    return project
+
+
+@pytest.fixture
+def nnunet_folders(planned, monkeypatch, tmp_path):
+    """nnU-Net's variables in this process: planned data, results of this test's own."""
+    for name, value in planned.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
+    return planned

@@ -6,6 +6,8 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
+torch.set_num_threads(1)  # the networks are tiny; two threads only wait for each other when the machine is busy
+
 # name: class, dimension, input channels, patch, strides
 PLANS = {
     "plain_2d": (PlainConvUNet, 2, 1, (32, 48), [1, 2, 2]),

@@ -75,7 +75,7 @@ def test_steps_place_codes_first_and_references_at_the_stated_steps():
         tester.train_steps(network.train(), x, 1)
         references.append(network.l2g[0].alignment.references.detach().clone())
     moved = [float((a - b).abs().max()) for a, b in zip(references[1:], references, strict=False)]
-    assert moved[1] > 0.05 > max(moved[0], moved[2])  # only the third step places them again
+    assert moved[1] > 10 * max(moved[0], moved[2])  # only the third step places them again
     assert int(network.l2g[0].steps) == 4
 
 
@@ -103,6 +103,8 @@ def test_block_is_float32_under_autocast_with_features_of_any_size(dtype, scale)
         assert out.dtype == dtype and torch.isfinite(out).all()
         assert block.loss.dtype == torch.float32 and torch.isfinite(block.loss)
         block.after_step()
+    with torch.autocast("cpu", dtype=dtype):
+        out = block(z)
     (out.float().mean() + block.loss / scale**2).backward()
     for name, parameter in block.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
@@ -235,7 +237,35 @@ def test_bad_settings_are_named(settings, named):
 
 def test_a_single_voxel_is_refused():
     with pytest.raises(ValueError, match=r"spatial shape \(1, 1, 1\), a single voxel"):
-        make().train()(torch.randn(1, 1, 4, 4, 4)[..., :4])
+        make().l2g[0](torch.randn(1, 24, 1, 1, 1))
+
+
+class Configuration:
+    """What from_plans reads of nnU-Net's ConfigurationManager."""
+
+    network_arch_class_name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    network_arch_init_kwargs_req_import = ("conv_op", "norm_op", "nonlin")
+
+    def __init__(self, patch_size, strides):
+        self.patch_size = patch_size
+        self.network_arch_init_kwargs = {
+            "n_stages": len(strides),
+            "features_per_stage": [4] * len(strides),
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": 3,
+            "strides": strides,
+            "n_conv_per_stage": 1,
+            "n_conv_per_stage_decoder": 1,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "nonlin": "torch.nn.LeakyReLU",
+        }
+
+
+def test_plans_whose_bottleneck_is_a_single_voxel_are_refused_when_the_network_is_built():
+    plans = Configuration([4, 8, 8], [[1, 1, 1], [2, 2, 2], [2, 4, 4]])
+    with pytest.raises(ValueError, match=r"level -1 of these plans has spatial shape \(1, 1, 1\) for patch \(4, 8, 8\)"):
+        L2GNet.from_plans(plans, 1, 2)
+    L2GNet.from_plans(plans, 1, 2, levels=(-2,))  # the level above has (2, 4, 4)
 
 
 def test_nonfinite_features_are_refused_before_they_reach_the_codebook():

@@ -1,0 +1,53 @@
+"""Phantom datasets planned and preprocessed once for all tests, by nnU-Net's own commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_l2g.autoload import VARIABLE, with_trainers
+from nnunet_l2g.demo.nnunet import nnunet_command
+
+PLAIN, RICH = "Dataset981_PhantomPlain", "Dataset982_PhantomRich"  # RICH: two channels, scar, regions, ignore label
+SIZE, SPACING = (32, 32, 8), (3.6, 3.6, 10.0)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """nnU-Net's three folders."""
+
+    folder: Path
+
+    @property
+    def variables(self) -> dict[str, str]:
+        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        workers = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
+        return {name: str(self.folder / name) for name in names} | workers
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | self.variables | {VARIABLE: with_trainers(os.environ.get(VARIABLE, ""))}
+
+    def path(self, kind: str, *parts: str) -> Path:
+        return Path(self.folder, f"nnUNet_{kind}", *parts)
+
+    def start(self, script: str, *args: object, **variables: str) -> subprocess.Popen:
+        """Starts one of nnU-Net's commands, away from the checkout; output as text."""
+        return subprocess.Popen(
+            nnunet_command(script, [str(arg) for arg in args]),
+            env=self.environment | variables | {"PYTHONUNBUFFERED": "1"},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, script: str, *args: object, fails: bool = False, **variables: str) -> str:
+        """The output of one of nnU-Net's commands, which has to end well (or badly, with `fails`)."""
+        child = self.start(script, *args, **variables)
+        output, _ = child.communicate(timeout=600)
+        assert (child.returncode != 0) == fails, f"{script} {args}: exit status {child.returncode}\n{output}"
+        return output

@@ -1,0 +1,266 @@
+"""The trainers in this process, on planned phantoms: every kind of plan, loss, optimiser, log, weights, refusals."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from planned import PLAIN, RICH
+
+from nnunet_l2g import compatibility, trainers
+from nnunet_l2g.architectures import L2GNet
+from nnunet_l2g.errors import UserError
+from nnunet_l2g.trainers import nnUNetTrainerL2GNet
+
+CPU = torch.device("cpu")
+RESENC = {f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")}
+
+
+@pytest.fixture(scope="session")
+def more_plans(planned):
+    """ResEnc plans by nnU-Net's planners, and a cascade (the phantom is too small for nnU-Net to plan one)."""
+    for identifier, planner in RESENC.items():
+        planned.run("nnUNetv2_plan_experiment", "-d", 981, "-pl", planner)
+        assert planned.path("preprocessed", PLAIN, f"{identifier}.json").exists()
+    plans = json.loads(planned.path("preprocessed", PLAIN, "nnUNetPlans.json").read_text())
+    plans["plans_name"] = "cascadePlans"
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    planned.path("preprocessed", PLAIN, "cascadePlans.json").write_text(json.dumps(plans))
+
+
+def make(planned, trainer=nnUNetTrainerL2GNet, dataset=PLAIN, configuration="3d_fullres", plans="nnUNetPlans", **settings):
+    """A trainer as nnU-Net's command makes it."""
+    folder = planned.path("preprocessed", dataset)
+    content = json.loads((folder / f"{plans}.json").read_text()) | {"continue_training": False}
+    made = trainer(content, configuration, 0, json.loads((folder / "dataset.json").read_text()), CPU)
+    made.get_dataloaders = lambda: (None, None)  # batches are make_batch's: no worker processes
+    for name, value in settings.items():
+        setattr(made, name, value)
+    return made
+
+
+def make_batch(trainer, batch=1):
+    """A random batch of the shapes nnU-Net's loader gives."""
+    generator = torch.Generator().manual_seed(0)
+    patch = trainer.configuration_manager.patch_size
+    data = torch.randn(batch, trainer.num_input_channels, *patch, generator=generator)
+    labels = trainer.label_manager
+    channels = trainer.label_manager.num_segmentation_heads + int(labels.has_ignore_label) if labels.has_regions else 1
+    values = 2 if labels.has_regions else labels.num_segmentation_heads
+    full = torch.randint(0, values, (batch, channels, *patch), generator=generator).float()
+    scales = trainer._get_deep_supervision_scales()
+    targets = [torch.nn.functional.interpolate(full, scale_factor=[float(s) for s in scale]) for scale in scales]
+    return {"data": data, "target": targets, "keys": [f"case{i}" for i in range(batch)]}
+
+
+PLANS = {
+    "3d_fullres": {},
+    "2d": {"configuration": "2d"},
+    "two channels, regions, ignore label": {"dataset": RICH},
+    "two channels, regions, ignore label, 2d": {"dataset": RICH, "configuration": "2d"},
+    "cascade": {"plans": "cascadePlans", "configuration": "3d_cascade_fullres"},
+    **{f"ResEnc {name[16:-5]}": {"plans": name} for name in RESENC},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_plan_trains_and_validates_a_step(nnunet_folders, more_plans, plan):
+    trainer = make(nnunet_folders, **PLANS[plan])
+    trainer.initialize()
+    assert isinstance(trainer.network, L2GNet)
+    if plan == "cascade":
+        assert trainer.num_input_channels == 4
+    trainer.raw_network.plain_weights_only = False
+    trainer.network.train()
+    batch = make_batch(trainer, 2 if "2d" in plan else 1)
+    assert np.isfinite(trainer.train_step(copy.deepcopy(batch))["loss"])
+    trainer.network.eval()
+    result = trainer.validation_step(copy.deepcopy(batch))
+    assert np.isfinite(result["loss"]) and len(result["tp_hard"])
+    prediction = type(trainer).build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, trainer.num_input_channels,
+        trainer.label_manager.num_segmentation_heads, enable_deep_supervision=False,
+    )  # fmt: skip
+    prediction.load_state_dict(trainer.network.state_dict())
+    assert prediction.eval()(batch["data"]).shape[1] == trainer.label_manager.num_segmentation_heads
+
+
+@pytest.mark.parametrize("name", trainers.__all__)
+def test_every_trainer_takes_a_step_and_logs_its_own(nnunet_folders, name):
+    trainer = make(nnunet_folders, getattr(trainers, f"{name}_2epochs_3iterations"), configuration="2d")
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (2, 3, 1)
+    trainer.on_train_start()
+    codes, references = "NoCodebook" not in name, "NoTransport" not in name
+    assert ("perplexity" in trainer.diagnostic_keys, "kept_variance" in trainer.diagnostic_keys) == (codes, references)
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.on_train_epoch_end([trainer.train_step(make_batch(trainer, 2))])
+    logging = trainer.logger.local_logger.my_fantastic_logging
+    assert all(len(logging[key]) == 1 and np.isfinite(logging[key][0]) for key in trainer.diagnostic_keys)
+    trainer.on_train_end()
+
+
+def test_auxiliary_loss_counts_in_training_only(nnunet_folders):
+    trainer = make(nnunet_folders, configuration="2d")
+    trainer.initialize()
+    batch = make_batch(trainer, 2)
+    trainer.network.train()
+    outputs = trainer.network(batch["data"])
+    auxiliary = trainer.network.auxiliary_loss()
+    assert auxiliary > 0
+    assert trainer.loss(outputs, batch["target"]) == trainer.loss.loss(outputs, batch["target"]) + auxiliary
+    trainer.network.eval()
+    outputs = trainer.network(batch["data"])
+    assert trainer.loss(outputs, batch["target"]) == trainer.loss.loss(outputs, batch["target"])
+
+
+def test_references_learn_at_five_times_the_rate_through_the_whole_schedule(nnunet_folders):
+    trainer = make(nnunet_folders, trainers.nnUNetTrainerL2GNet_10epochs, configuration="2d")
+    trainer.initialize()
+    vanilla = make(nnunet_folders, nnUNetTrainer, configuration="2d", num_epochs=10)
+    vanilla.initialize()
+    for epoch in (0, 4, 9):
+        trainer.lr_scheduler.step(epoch)
+        vanilla.lr_scheduler.step(epoch)
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        expected = vanilla.optimizer.param_groups[0]["lr"]
+        assert rates == pytest.approx([expected, 5 * expected])
+    references = trainer.network.l2g[0].alignment.references
+    assert trainer.optimizer.param_groups[1]["params"] == [references]
+    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in parameters} == {id(p) for p in trainer.network.parameters()}
+
+
+def test_a_skipped_optimiser_step_moves_no_code(nnunet_folders):
+    trainer = make(nnunet_folders, configuration="2d")
+    trainer.initialize()
+    block = trainer.network.l2g[0]
+    trainer.train_step(make_batch(trainer, 2))
+    assert int(block.steps) == 1
+    trainer.network.train()(make_batch(trainer, 2)["data"])  # a forward whose step the gradient scaler skips
+    before = block.quantizer.codebook.clone()
+    trainer.network(make_batch(trainer, 2)["data"])
+    assert int(block.steps) == 1 and torch.equal(block.quantizer.codebook, before)
+
+
+def test_nonfinite_loss_stops_training_and_names_the_cases(nnunet_folders):
+    trainer = make(nnunet_folders, configuration="2d")
+    trainer.initialize()
+    trainer._check_finite(np.float32(1), {})
+    with pytest.raises(FloatingPointError, match=r"nan \(epoch 0, cases \['case7'\], 1 steps in a row"):
+        trainer._check_finite(np.float32("nan"), {"keys": ["case7"]})
+    trainer.grad_scaler = object()  # under AMP the scaler skips a few such steps by itself
+    trainer._check_finite(np.float32(1), {})
+    for _ in range(trainer.max_nonfinite_steps):
+        trainer._check_finite(np.float32("nan"), {})
+    with pytest.raises(FloatingPointError, match="21 steps"):
+        trainer._check_finite(np.float32("nan"), {})
+
+
+def test_short_runs_save_often_enough_to_resume(nnunet_folders):
+    for epochs, every in ((1, 1), (5, 1), (20, 2), (1000, 50)):
+        assert make(nnunet_folders, getattr(trainers, f"nnUNetTrainerL2GNet_{epochs}epochs")).save_every == every
+
+
+# ---- weights ----
+
+
+def test_vanilla_checkpoint_loads_through_nnunets_own_pretrained_weights(nnunet_folders, tmp_path, capsys):
+    vanilla = make(nnunet_folders, nnUNetTrainer, configuration="2d")
+    vanilla.initialize()
+    for parameter in vanilla.network.parameters():
+        torch.nn.init.normal_(parameter)
+    vanilla.save_checkpoint(str(tmp_path / "vanilla.pth"))
+    trainer = make(nnunet_folders, configuration="2d")
+    trainer.initialize()
+    before = copy.deepcopy(trainer.network.l2g.state_dict())
+    maybe_load_checkpoint(trainer, False, False, str(tmp_path / "vanilla.pth"))
+    trainer.on_train_start()
+    log = capsys.readouterr().out.rsplit("-pretrained_weights:", 1)[1]
+    assert "encoder.stages.0.0.convs.0.conv.weight" in log.split("Not taken")[0]
+    assert "l2g.0.project_in.weight" in log.split("Not taken")[1]
+    loaded = trainer.network.state_dict()
+    for key, value in vanilla.network.state_dict().items():
+        assert torch.equal(loaded[key], value) != (".seg_layers." in key), key
+    assert all(torch.equal(value, trainer.network.l2g.state_dict()[key]) for key, value in before.items())
+    trainer.on_train_end()
+    saved = torch.load(trainer.output_folder + "/checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert "l2g.0.quantizer.codebook" in saved  # the view of plain weights is over
+
+
+def test_a_checkpoint_resumes_whole(nnunet_folders):
+    first = make(nnunet_folders, configuration="2d")
+    first.initialize()
+    first.raw_network.plain_weights_only = False
+    first.train_step(make_batch(first, 2))
+    file = first.output_folder + "/checkpoint_latest.pth"
+    first.save_checkpoint(file)
+    second = make(nnunet_folders, configuration="2d")
+    second.load_checkpoint(file)
+    for (key, one), two in zip(first.network.state_dict().items(), second.network.state_dict().values(), strict=True):
+        assert torch.equal(one, two), key
+    assert second.current_epoch == 1 and int(second.network.l2g[0].steps) == 1
+    references = second.network.l2g[0].alignment.references.detach().clone()
+    second.train_step(make_batch(second, 2))
+    assert second.network.l2g[0]._steps == 2  # counted on, not started anew: the codes are not placed again
+    assert not torch.equal(references, second.network.l2g[0].alignment.references)
+
+
+@pytest.mark.parametrize("other", [nnUNetTrainer, trainers.nnUNetTrainerL2GNetSoftmax])
+def test_a_checkpoint_of_another_trainer_is_refused(nnunet_folders, other):
+    foreign = make(nnunet_folders, other, configuration="2d")
+    foreign.initialize()
+    if hasattr(foreign, "raw_network"):
+        foreign.raw_network.plain_weights_only = False
+    file = foreign.output_folder + "/checkpoint_latest.pth"
+    foreign.save_checkpoint(file)
+    with pytest.raises(RuntimeError, match="these weights"):
+        make(nnunet_folders, configuration="2d").load_checkpoint(file)
+
+
+def test_a_new_run_moves_the_old_ones_checkpoints_aside_and_a_continued_one_does_not(nnunet_folders):
+    trainer = make(nnunet_folders, configuration="2d")
+    trainer.initialize()
+    old = trainer.output_folder + "/checkpoint_final.pth"
+    trainer.save_checkpoint(old)
+    continued = make(nnunet_folders, configuration="2d", continues=True)
+    continued.on_train_start()
+    assert not list(Path(trainer.output_folder).glob("previous_*"))
+    fresh = make(nnunet_folders, configuration="2d")
+    fresh.on_train_start()
+    assert len(list(Path(trainer.output_folder).glob("previous_*/checkpoint_final.pth"))) == 1
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize("version", ["2.7.0", "2.9.1", None])
+def test_other_nnunets_are_refused_at_once(nnunet_folders, monkeypatch, version):
+    monkeypatch.setattr(compatibility, "installed_version", lambda _: version)
+    with pytest.raises(UserError, match=">=2.8.0,<2.9"):
+        make(nnunet_folders)
+
+
+def test_plans_with_a_bottleneck_of_one_voxel_are_refused_before_training(nnunet_folders):
+    folder = nnunet_folders.path("preprocessed", PLAIN)
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans["configurations"]["2d"]["patch_size"] = np.prod(
+        plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["strides"], axis=0
+    ).tolist()
+    shutil.copy(folder / "nnUNetPlans.json", folder / "tinyPlans.json")
+    (folder / "tinyPlans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match="single voxel"):
+        make(nnunet_folders, plans="tinyPlans", configuration="2d").initialize()
+
+
+def test_nnunets_own_function_finds_and_makes_the_trainer(nnunet_folders, monkeypatch):
+    monkeypatch.setenv("nnUNet_extTrainer", nnunet_folders.environment["nnUNet_extTrainer"])
+    trainer = get_trainer_from_args("981", "2d", 0, "nnUNetTrainerL2GNet_4epochs", device=CPU)
+    assert type(trainer) is trainers.nnUNetTrainerL2GNet_4epochs
