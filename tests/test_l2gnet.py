@@ -5,10 +5,9 @@ import copy
 import network_tester as tester
 import pytest
 import torch
-from torch import nn
-
 from nnunet_l2g.architectures import L2GNet
 from nnunet_l2g.architectures.plan_network import decode_settings
+from torch import nn
 
 SMALL = dict(dim=16, num_codes=12, num_references=6, iterations=5)
 TWINS = {
