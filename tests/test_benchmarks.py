@@ -1,13 +1,7 @@
 """The benchmark scripts run, and the results table computes what it says."""
 
 import json
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import results_table
 import step_time
 
@@ -50,7 +44,8 @@ def test_results_table_refuses_a_broken_summary(finished):
 
 
 def test_step_time_times_every_network(tmp_path):
-    report = step_time.main(["--plan", "tiny", "--rounds", "1", "--warmup", "1", "--device", "cpu", "-o", str(tmp_path / "x.json")])
+    arguments = "--plan tiny --rounds 1 --warmup 1 --device cpu -o"
+    report = step_time.main([*arguments.split(), str(tmp_path / "x.json")])
     assert set(report["networks"]) == set(step_time.NETWORKS) and report["networks"]["vanilla"]["ratio"] == 1
     assert json.loads((tmp_path / "x.json").read_text()) == report
     plain, ours = (report["networks"][name]["parameters"] for name in ("vanilla", "nnUNetTrainerL2GNet"))

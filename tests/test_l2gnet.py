@@ -186,7 +186,7 @@ def test_own_weights_load_whole_while_vanilla_ones_are_welcome():
 
 
 def test_vanilla_weights_are_refused_where_a_checkpoint_is_continued():
-    with pytest.raises(RuntimeError, match="not L2GNet's.*-pretrained_weights"):
+    with pytest.raises(RuntimeError, match=r"not L2GNet's.*-pretrained_weights"):
         make().load_state_dict(tester.make_backbone("plain_3d").state_dict())
 
 

@@ -244,7 +244,7 @@ def test_a_new_run_moves_the_old_ones_checkpoints_aside_and_a_continued_one_does
 @pytest.mark.parametrize("version", ["2.7.0", "2.9.1", None])
 def test_other_nnunets_are_refused_at_once(nnunet_folders, monkeypatch, version):
     monkeypatch.setattr(compatibility, "installed_version", lambda _: version)
-    with pytest.raises(UserError, match=">=2.8.0,<2.9"):
+    with pytest.raises(UserError, match=r">=2\.8\.0,<2\.9"):
         make(nnunet_folders)
 
 
