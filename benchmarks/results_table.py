@@ -5,7 +5,8 @@ python benchmarks/results_table.py -d 4 -c 3d_fullres -f 0 -tr nnUNetTrainer_20e
 
 Reads validation/summary.json and training_log_*.txt of each fold under each results root (default: $nnUNet_results; several
 roots are repeats of the same trainings). Dice and recall = TP / (TP + FN) are means over validation cases; a case without the
-class in reference and prediction counts for neither, as in nnU-Net. Seconds an epoch: median of all but the first, which compiles.
+class in reference and prediction counts for neither, as in nnU-Net. Seconds an epoch: median of all but the first, which
+compiles.
 """
 
 from __future__ import annotations

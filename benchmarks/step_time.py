@@ -4,7 +4,8 @@ python benchmarks/step_time.py --plan malc [--device cuda] [--no-compile] [--rou
 
 A step is forward, nnU-Net's loss with deep supervision, backward, clipping, SGD and, for ours, the codebook's update; on a GPU
 with AMP and gradient scaling. Data are on the device already. The networks take turns, a round has one step of each; reported
-are the median step [s], the median of the ratios to vanilla within a round, peak allocated memory [MiB, GPU only] and parameters.
+are the median step [s], the median of the ratios to vanilla within a round, peak allocated memory [MiB, GPU only] and
+parameters.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The benchmark scripts run, and the results table computes what it says."""
 
 import json
+
 import pytest
 import results_table
 import step_time
