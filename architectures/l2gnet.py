@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from nnunet_l2g.architectures.plan_network import PlanNetwork
 from torch import nn
 
+from nnunet_l2g.architectures.plan_network import PlanNetwork
 from nnunet_l2g.layers import L2GBlock
 
 

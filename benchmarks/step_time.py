@@ -22,13 +22,13 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
-from nnunet_l2g.architectures import L2GNet
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 
 from nnunet_l2g import trainers
+from nnunet_l2g.architectures import L2GNet
 from nnunet_l2g.training.auxiliary import LossWithAuxiliary
 
 # as nnU-Net 2.8.1 plans them: patch, batch, features, classes; strides 1, 2, 2, ...

@@ -84,6 +84,7 @@ def test_another_trainers_checkpoint_is_refused_before_an_epoch(planned, model, 
 @pytest.mark.parametrize(
     ("name", "named"),
     [
+        ("nnUNetTrainerL2GNet_20epoch_", "it has nnUNetTrainerL2GNet_<N>epochs"),
         ("nnUNetTrainerL2GNet_20epoch_", "Could not find requested nnunet trainer nnUNetTrainerL2GNet_20epoch_"),
         ("nnUNetTrainerL2GNet_0epochs", "N epochs and M iterations have to be at least 1"),
     ],

@@ -5,9 +5,11 @@ import copy
 import network_tester as tester
 import pytest
 import torch
+from distributed import run_two_processes
+from torch import nn
+
 from nnunet_l2g.architectures import L2GNet
 from nnunet_l2g.architectures.plan_network import decode_settings
-from torch import nn
 
 SMALL = dict(dim=16, num_codes=12, num_references=6, iterations=5)
 TWINS = {
@@ -154,6 +156,54 @@ def test_compiled_without_graph_break_equals_eager_in_train_mode(twin):
             network.after_step()
     for (key, one), two in zip(eager.state_dict().items(), raw.state_dict().values(), strict=True):
         torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
+# ---- DDP ----
+
+
+def _ddp_steps(rank, batches):
+    """Three steps under DDP (rank None: one process, whole batches); gradients of the last, and the state."""
+    network = make("plain_2d").train()
+    network.l2g[0].steps.fill_(100)  # past the placement by k-means, which sees rank 0's tokens only
+    wrapped = network if rank is None else torch.nn.parallel.DistributedDataParallel(network)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.9, nesterov=True)
+    for x in batches if rank is None else [batch.chunk(2)[rank] for batch in batches]:
+        optimizer.zero_grad()
+        loss = sum(o.square().mean() for o in wrapped(x)) + network.auxiliary_loss()
+        loss.backward()
+        optimizer.step()
+        torch.manual_seed(0)
+        network.after_step()
+    return {name: p.grad for name, p in network.named_parameters()}, network.state_dict()
+
+
+def _ddp_placement(rank, batches):
+    """Two steps that place codes and references."""
+    network = make("plain_2d", reference_steps=(1, 2)).train()
+    for batch in batches:
+        network(batch.chunk(2)[rank])
+        network.after_step()
+    return network.l2g.state_dict()
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_with_the_whole_batch():
+    batches = [torch.randn(4, 1, 32, 48) for _ in range(3)]
+    (gradients, state), (other_gradients, other_state) = run_two_processes(_ddp_steps, batches)
+    expected_gradients, expected_state = _ddp_steps(None, batches)
+    for name, value in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        assert torch.equal(gradients[name], other_gradients[name])
+    for name, value in expected_state.items():
+        assert torch.equal(state[name], other_state[name]), name
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow
+def test_two_processes_place_the_same_codes_and_references():
+    first, second = run_two_processes(_ddp_placement, [torch.randn(4, 1, 32, 48) for _ in range(2)])
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
 
 
 # ---- weights ----

@@ -5,7 +5,6 @@ import inspect
 from pathlib import Path
 
 import pytest
-from nnunet_l2g.trainers import nnUNetTrainerL2GNet
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -16,6 +15,7 @@ from nnunetv2.utilities import find_objects
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_l2g.compatibility import NNUNET_RANGE
+from nnunet_l2g.trainers import nnUNetTrainerL2GNet
 
 # what it is, its parameters, what of ours depends on it
 SIGNATURES = [

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunet_l2g.architectures import L2GNet
-from nnunet_l2g.trainers import nnUNetTrainerL2GNet
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from planned import PLAIN, RICH
 
 from nnunet_l2g import compatibility, trainers
+from nnunet_l2g.architectures import L2GNet
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.trainers import nnUNetTrainerL2GNet
 
 CPU = torch.device("cpu")
 RESENC = {f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")}

@@ -10,7 +10,6 @@ from nnunet_l2g.trainers.l2gnet import (
     nnUNetTrainerL2GNetNoTransport,
     nnUNetTrainerL2GNetSoftmax,
 )
-
 from nnunet_l2g.training.schedules import make_scheduled_trainer
 
 __all__ = [
@@ -23,6 +22,12 @@ __all__ = [
 
 def __getattr__(name: str) -> type:
     """`nnUNetTrainerL2GNet_20epochs` and the like. Kept in this module, so that pickle and identity hold."""
-    trainer = make_scheduled_trainer(name, {known: globals()[known] for known in __all__}, __name__)
+    try:
+        trainer = make_scheduled_trainer(name, {known: globals()[known] for known in __all__}, __name__)
+    except AttributeError:
+        if name.startswith(tuple(f"{known}_" for known in __all__)):  # a slip, or a user's own trainer elsewhere
+            print(f"nnunet_l2g has no {name} (it has {__all__[0]}_<N>epochs and {__all__[0]}_<N>epochs_<M>iterations, "
+                  "likewise for its other trainers); nnU-Net looks further.", file=sys.stderr)  # fmt: skip
+        raise
     setattr(sys.modules[__name__], name, trainer)
     return trainer
