@@ -242,6 +242,8 @@ def test_editable_nnunet_and_an_interpreter_without_nnunet_l2g(tmp_path, wheel, 
     (checkout / "setup.py").write_text(
         "import setuptools; setuptools.setup(name='nnunetv2', version='2.8.1', packages=['nnunetv2'])"
     )
+    backend = '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+    (checkout / "pyproject.toml").write_text(backend)  # without it an old pip takes its legacy way, which downloads
     environment.pip("install", "-e", checkout)
     assert not (environment.site / "nnunetv2").exists()
     inherited = f"{EXT_FOLDER}{os.pathsep}{user_folder}"  # from another interpreter's process
