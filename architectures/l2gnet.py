@@ -92,8 +92,8 @@ class L2GNet(PlanNetwork):
 
     def forward(self, x: torch.Tensor):
         skips = self.encoder(x)  # one (B, C_l, *spatial_l) for each stage, largest first
-        for level, block in zip(self.levels, self.l2g, strict=True):
-            skips[level] = block(skips[level])
+        for index, level in enumerate(self.levels):  # no zip: older torch.compile breaks the graph at strict=True
+            skips[level] = self.l2g[index](skips[level])
         return self.decoder(skips)
 
     def auxiliary_loss(self) -> torch.Tensor | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-DIAGNOSTICS = ("perplexity", "codes_used", "kept_variance", "tokens_per_reference", "duplicate_references")
+DIAGNOSTICS = ("perplexity", "codes_used", "kept_variance", "tokens_per_reference", "duplicate_references", "reference_drift")
 
 
 def read_fold(folder: Path) -> dict:

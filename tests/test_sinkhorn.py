@@ -127,7 +127,7 @@ def test_extreme_but_bounded_scores_stay_finite_in_float32():
         (dict(scores=torch.zeros(1, 4, 0), eps=1, iterations=1), r"\(1, 4, 0\)"),
         (dict(scores=torch.zeros(1, 4, 2), eps=0, iterations=1), "eps is 0"),
         (dict(scores=torch.zeros(1, 4, 2), eps=math.nan, iterations=1), "eps is nan"),
-        (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=-1), "iterations is -1"),
+        (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=-1), r"\(T\) is -1"),
         (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=1, solver="emd"), "'emd'"),
     ],
 )

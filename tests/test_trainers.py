@@ -138,30 +138,59 @@ def test_references_learn_at_five_times_the_rate_through_the_whole_schedule(nnun
     assert {id(p) for p in parameters} == {id(p) for p in trainer.network.parameters()}
 
 
-def test_a_skipped_optimiser_step_moves_no_code(nnunet_folders):
+def test_a_step_that_the_gradient_scaler_skips_moves_no_code(nnunet_folders):
     trainer = make(nnunet_folders, configuration="2d")
     trainer.initialize()
-    block = trainer.network.l2g[0]
-    trainer.train_step(make_batch(trainer, 2))
+    block, batch = trainer.network.l2g[0], make_batch(trainer, 2)
+    trainer.network.train()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    trainer.train_step(copy.deepcopy(batch))
     assert int(block.steps) == 1
-    trainer.network.train()(make_batch(trainer, 2)["data"])  # a forward whose step the gradient scaler skips
-    before = block.quantizer.codebook.clone()
-    trainer.network(make_batch(trainer, 2)["data"])
-    assert int(block.steps) == 1 and torch.equal(block.quantizer.codebook, before)
+    before = copy.deepcopy(trainer.network.state_dict())
+    loss, trainer.loss = trainer.loss, lambda output, target: output[0].sum() * float("inf")
+    trainer.train_step(copy.deepcopy(batch))
+    assert all(torch.equal(value, before[key]) for key, value in trainer.network.state_dict().items())
+    trainer.loss = loss
+    trainer.train_step(copy.deepcopy(batch))
+    assert int(block.steps) == 2
 
 
-def test_nonfinite_loss_stops_training_and_names_the_cases(nnunet_folders):
+def test_a_users_own_optimiser_and_loss_keep_the_codebook_alive(nnunet_folders):
+    class OfMine(nnUNetTrainerL2GNet):
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.network.parameters(), 1e-3)
+            return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+        def _build_loss(self):
+            return lambda output, target: output[0].square().mean()
+
+    trainer = make(nnunet_folders, OfMine, configuration="2d")
+    trainer.initialize()
+    codebook = trainer.network.l2g[0].quantizer.codebook.clone()
+    trainer.network.train()
+    trainer.train_step(make_batch(trainer, 2))
+    assert int(trainer.network.l2g[0].steps) == 1
+    assert not torch.equal(codebook, trainer.network.l2g[0].quantizer.codebook)
+    assert trainer.network.l2g[0].project_in.weight.grad.abs().max() > 0  # only the commitment loss reaches it at first
+
+
+def test_nonfinite_loss_stops_training_and_names_the_cases(nnunet_folders, capsys):
     trainer = make(nnunet_folders, configuration="2d")
     trainer.initialize()
-    trainer._check_finite(np.float32(1), {})
-    with pytest.raises(FloatingPointError, match=r"nan \(epoch 0, cases \['case7'\], 1 steps in a row"):
-        trainer._check_finite(np.float32("nan"), {"keys": ["case7"]})
-    trainer.grad_scaler = object()  # under AMP the scaler skips a few such steps by itself
-    trainer._check_finite(np.float32(1), {})
-    for _ in range(trainer.max_nonfinite_steps):
-        trainer._check_finite(np.float32("nan"), {})
-    with pytest.raises(FloatingPointError, match="21 steps"):
-        trainer._check_finite(np.float32("nan"), {})
+    trainer.network.train()
+    batch = make_batch(trainer, 2)
+    trainer.loss = lambda output, target: output[0].sum() * float("nan")
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")  # skips such steps
+    for step in range(trainer.max_nonfinite_steps):
+        trainer.train_step(batch)
+        assert f"cases ['case0', 'case1'], {step + 1}. time" in capsys.readouterr().out
+    with pytest.raises(FloatingPointError, match=r"cases \['case0', 'case1'\], 6. time"):
+        trainer.train_step(batch)
+    trainer.on_train_epoch_start()
+    trainer.train_step(batch)  # counted by epoch
+    trainer.grad_scaler = None
+    with pytest.raises(FloatingPointError, match="checkpoints on disk are from before"):
+        trainer.train_step(batch)
 
 
 def test_short_runs_save_often_enough_to_resume(nnunet_folders):
@@ -198,7 +227,6 @@ def test_vanilla_checkpoint_loads_through_nnunets_own_pretrained_weights(nnunet_
 def test_a_checkpoint_resumes_whole(nnunet_folders):
     first = make(nnunet_folders, configuration="2d")
     first.initialize()
-    first.raw_network.plain_weights_only = False
     first.train_step(make_batch(first, 2))
     file = first.output_folder + "/checkpoint_latest.pth"
     first.save_checkpoint(file)
@@ -206,6 +234,9 @@ def test_a_checkpoint_resumes_whole(nnunet_folders):
     second.load_checkpoint(file)
     for (key, one), two in zip(first.network.state_dict().items(), second.network.state_dict().values(), strict=True):
         assert torch.equal(one, two), key
+    assert [g.get("lr_scale", 1) for g in second.optimizer.param_groups] == [1, 5]
+    for one, two in zip(first.optimizer.state.values(), second.optimizer.state.values(), strict=True):
+        assert torch.equal(one["momentum_buffer"], two["momentum_buffer"])
     assert second.current_epoch == 1 and int(second.network.l2g[0].steps) == 1
     references = second.network.l2g[0].alignment.references.detach().clone()
     second.train_step(make_batch(second, 2))
@@ -217,8 +248,6 @@ def test_a_checkpoint_resumes_whole(nnunet_folders):
 def test_a_checkpoint_of_another_trainer_is_refused(nnunet_folders, other):
     foreign = make(nnunet_folders, other, configuration="2d")
     foreign.initialize()
-    if hasattr(foreign, "raw_network"):
-        foreign.raw_network.plain_weights_only = False
     file = foreign.output_folder + "/checkpoint_latest.pth"
     foreign.save_checkpoint(file)
     with pytest.raises(RuntimeError, match="these weights"):
@@ -236,6 +265,17 @@ def test_a_new_run_moves_the_old_ones_checkpoints_aside_and_a_continued_one_does
     fresh = make(nnunet_folders, configuration="2d")
     fresh.on_train_start()
     assert len(list(Path(trainer.output_folder).glob("previous_*/checkpoint_final.pth"))) == 1
+
+
+def test_only_rank_0_touches_the_checkpoint(nnunet_folders):
+    trainer = make(nnunet_folders, configuration="2d", local_rank=1)
+    trainer.initialize()
+    file = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    partial = file.with_name(file.name + ".partial")  # rank 0 is writing
+    file.write_text("old")
+    partial.write_text("half")
+    trainer.save_checkpoint(str(file))
+    assert (file.read_text(), partial.read_text()) == ("old", "half")
 
 
 # ---- refusals ----

@@ -112,6 +112,16 @@ def test_duplicate_references_are_counted():
     assert layer.diagnostics()["duplicate_references"] == 2
 
 
+def test_drift_is_measured_from_the_last_placement():
+    layer = TransportAlignment(D, 4).train()
+    layer.initialise(tokens())
+    layer(tokens())
+    assert layer.diagnostics()["reference_drift"] == pytest.approx(0, abs=1e-5)
+    layer.references.data.neg_()
+    layer(tokens())
+    assert layer.diagnostics()["reference_drift"] == pytest.approx(2, abs=1e-4)
+
+
 def test_constant_image_has_finite_values_and_gradients():
     layer, q = TransportAlignment(D, 4).train(), torch.ones(1, 20, D).requires_grad_()
     layer(q).square().sum().backward()

@@ -26,7 +26,7 @@ class PluginTrainer(nnUNetTrainer):
     iterations: int | None = None
     figure_name = "progress_diagnostics.png"
     fast_lr_scale = 5.0  # learning rate of network.fast_parameters(), as a multiple
-    max_nonfinite_steps = 20  # in a row; with fp16 a few are normal, the scaler skips them
+    max_nonfinite_steps = 5  # an epoch; under AMP the gradient scaler skips such steps, otherwise the first one is the end
 
     def __init__(
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
@@ -51,10 +51,15 @@ class PluginTrainer(nnUNetTrainer):
 
     def initialize(self):
         super().initialize()
+        network = self.raw_network
+        # Here and not in _build_loss and configure_optimizers, which users' subclasses override.
+        self.loss = LossWithAuxiliary(self.loss, network)
+        # A step that the gradient scaler skips moves nothing, the codebook included.
+        self.optimizer.register_step_post_hook(lambda *_: network.after_step())
         for key in self.diagnostic_keys:
             self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
         # From here until training starts or a checkpoint is loaded, nnU-Net may load -pretrained_weights.
-        self.raw_network.plain_weights_only = True
+        network.plain_weights_only = True
 
     def configure_optimizers(self):
         network = self.raw_network
@@ -66,12 +71,7 @@ class PluginTrainer(nnUNetTrainer):
         optimizer = torch.optim.SGD(
             groups, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
         )
-        # A step that the gradient scaler skips moves nothing, the codebook included.
-        optimizer.register_step_post_hook(lambda *_: network.after_step())
         return optimizer, ScaledPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
-
-    def _build_loss(self):
-        return LossWithAuxiliary(super()._build_loss(), self.raw_network)
 
     def on_train_start(self):
         if not self.was_initialized:
@@ -84,22 +84,29 @@ class PluginTrainer(nnUNetTrainer):
             if previous:
                 self.print_to_log_file(f"A new run starts: checkpoints of the earlier one are now in {previous}")
 
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        self._nonfinite_steps = 0
+
     def train_step(self, batch: dict) -> dict:
         result = super().train_step(batch)
-        self._check_finite(result["loss"], batch)
+        if not np.isfinite(result["loss"]):
+            self._on_nonfinite_loss(result["loss"], list(batch.get("keys", [])))
         return result
 
-    def _check_finite(self, loss: np.ndarray, batch: dict) -> None:
-        self._nonfinite_steps = 0 if np.isfinite(loss) else self._nonfinite_steps + 1
-        allowed = 0 if self.grad_scaler is None else self.max_nonfinite_steps
-        if self._nonfinite_steps > allowed:
-            message = (
-                f"the training loss is {loss} (epoch {self.current_epoch}, cases {list(batch.get('keys', []))}, "
-                f"{self._nonfinite_steps} steps in a row). Training stops; checkpoints on disk are from before. Look for NaN "
-                "or Inf in these images, or lower the learning rate, and continue with --c."
-            )
-            self.print_to_log_file(message)
-            raise FloatingPointError(message)
+    def _on_nonfinite_loss(self, loss, cases: list) -> None:
+        """Names the cases in the log; stops training when the gradient scaler cannot be what heals it."""
+        self._nonfinite_steps += 1
+        where = f"the training loss is {loss} (epoch {self.current_epoch}, cases {cases}, {self._nonfinite_steps}. time in it)"
+        if self.grad_scaler is not None and self._nonfinite_steps <= self.max_nonfinite_steps:
+            self.print_to_log_file(f"WARNING: {where}; the gradient scaler skips this step.")
+            return
+        message = (
+            f"{where}. Training stops; checkpoints on disk are from before. Look for NaN or Inf in these images, or lower "
+            "the learning rate, and continue with --c."
+        )
+        self.print_to_log_file(message)
+        raise FloatingPointError(message)
 
     def on_train_epoch_end(self, train_outputs: list[dict]):
         super().on_train_epoch_end(train_outputs)
@@ -121,7 +128,9 @@ class PluginTrainer(nnUNetTrainer):
         return self.raw_network.diagnostic_keys()
 
     def save_checkpoint(self, filename: str) -> None:
-        write_atomically(super().save_checkpoint, filename)
+        self.raw_network.plain_weights_only = False
+        if self.local_rank == 0:  # nnU-Net calls it on every rank: another one must not touch the file being written
+            write_atomically(super().save_checkpoint, filename)
 
     def load_checkpoint(self, filename_or_checkpoint) -> None:
         if not self.was_initialized:

@@ -17,7 +17,7 @@ def kmeans_centres(tokens: torch.Tensor, k: int) -> torch.Tensor:
     """
     if len(tokens) == 0 or not bool(torch.isfinite(tokens).all()):
         raise ValueError(f"k-means got {len(tokens)} tokens, expected at least one and all of them finite")
-    points = tokens[:: -(-len(tokens) // MAX_TOKENS)].double().cpu()
+    points = tokens[:: -(-len(tokens) // MAX_TOKENS)].cpu().double()  # Apple's mps has no float64
     distinct = points.unique(dim=0)  # KMeans would return duplicates, with a warning
     if len(distinct) > k:
         from sklearn.cluster import KMeans  # comes with nnU-Net; a second to import, needed only here
@@ -27,4 +27,4 @@ def kmeans_centres(tokens: torch.Tensor, k: int) -> torch.Tensor:
         centres = distinct.repeat(-(-k // len(distinct)), 1)[:k]
         noise = torch.randn(centres.shape, generator=torch.Generator().manual_seed(0), dtype=centres.dtype)
         centres[len(distinct) :] += 0.01 * points.std(unbiased=False).clamp_min(1e-6) * noise[len(distinct) :]
-    return centres.to(tokens)
+    return centres.to(tokens.dtype).to(tokens.device)

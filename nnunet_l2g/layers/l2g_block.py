@@ -46,7 +46,7 @@ class L2GBlock(nn.Module):
     Raises
     ------
     ValueError
-        For sizes under 1, for a feature map of a single voxel, or (on the CPU, outside torch.compile) of non-finite values.
+        For sizes under 1, gamma 0, a feature map of a single voxel, or (training on the CPU) of non-finite values.
     """
 
     def __init__(
@@ -64,6 +64,10 @@ class L2GBlock(nn.Module):
         super().__init__()
         if num_codes is None and num_references is None:
             raise ValueError("num_codes and num_references are both None, expected at least one: nothing would be left")
+        if gamma == 0:
+            raise ValueError("gamma is 0, expected another number: project_out starts at zero too, so nothing would learn")
+        if not all(isinstance(step, int) and step > 0 for step in reference_steps):
+            raise ValueError(f"reference_steps is {reference_steps}, expected positive integers: numbers of optimiser steps")
         self.project_in = nn.Linear(channels, dim)  # a 1x1 convolution, for 2D and 3D alike
         self.quantizer = None if num_codes is None else VectorQuantizer(num_codes, dim)
         self.alignment = (
@@ -83,12 +87,12 @@ class L2GBlock(nn.Module):
         return None if self.quantizer is None else self.quantizer.loss
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        if z[0, 0].numel() < 2:
+        if z.shape[2:].numel() < 2:
             raise ValueError(
                 f"the feature map has spatial shape {tuple(z.shape[2:])}, a single voxel: there is nothing to relate. "
                 "Use a larger patch, or plans with fewer stages."
             )
-        if z.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(z).all()):
+        if self.training and z.device.type == "cpu" and not _is_compiling() and not bool(torch.isfinite(z).all()):
             raise ValueError(
                 "the feature map has NaN or Inf values. Look for NaN in the images (nnUNetv2_plan_and_preprocess "
                 "--verify_dataset_integrity), or for a learning rate that is too high."
@@ -135,6 +139,10 @@ class L2GBlock(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._steps = None
+
+
+# torch.compiler.is_compiling came with torch 2.3, nnU-Net allows 2.1.2
+_is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling
 
 
 def _float32(device_type: str):

@@ -66,7 +66,11 @@ def sinkhorn_potentials(
     >>> u.shape, v.shape
     (torch.Size([2, 50]), torch.Size([2, 8]))
     """
-    _check(scores, eps, iterations, solver)
+    if scores.ndim != 3 or scores.shape[1] < 1 or scores.shape[2] < 1:
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)}, expected (B, n, p) with at least one token and one reference"
+        )
+    check_transport(eps, iterations, solver)
     n, p = scores.shape[1:]
     if solver == "pot" and iterations > 0:
         return _pot_potentials(scores, eps, iterations, row_marginal, column_marginal)
@@ -95,14 +99,11 @@ def _pot_potentials(scores, eps, iterations, row_marginal, column_marginal):
     return u + math.log(p), v  # A = p Pi
 
 
-def _check(scores, eps, iterations, solver):
-    if scores.ndim != 3 or scores.shape[1] < 1 or scores.shape[2] < 1:
-        raise ValueError(
-            f"scores has shape {tuple(scores.shape)}, expected (B, n, p) with at least one token and one reference"
-        )
+def check_transport(eps: float, iterations: int, solver: str) -> None:
+    """ValueError that names the argument if one of them cannot be used."""
     if not eps > 0:
         raise ValueError(f"eps is {eps}, expected a positive number (0.1 to 0.5 suits cosine scores)")
-    if iterations < 0:
-        raise ValueError(f"iterations is {iterations}, expected 0 or more (0 is a softmax over tokens)")
+    if not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"iterations (T) is {iterations}, expected an integer of 0 or more (0 is a softmax over tokens)")
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}, expected one of {SOLVERS}")

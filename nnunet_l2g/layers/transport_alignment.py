@@ -9,7 +9,7 @@ from torch import nn
 
 from nnunet_l2g.layers.distributed import from_rank_0
 from nnunet_l2g.layers.kmeans import kmeans_centres
-from nnunet_l2g.layers.sinkhorn import SOLVERS, sinkhorn_potentials
+from nnunet_l2g.layers.sinkhorn import check_transport, sinkhorn_potentials
 
 
 class Alignment(NamedTuple):
@@ -60,7 +60,7 @@ class TransportAlignment(nn.Module):
        Its g / sqrt(p) is our g; its own 2D code sets p = n, which ties a network to one patch size.
     """
 
-    diagnostic_keys = ("kept_variance", "tokens_per_reference", "marginal_error", "duplicate_references")
+    diagnostic_keys = ("kept_variance", "tokens_per_reference", "marginal_error", "duplicate_references", "reference_drift")
 
     def __init__(self, dim: int, num_references: int, eps: float = 0.1, iterations: int = 20, solver: str = "log"):
         super().__init__()
@@ -68,14 +68,10 @@ class TransportAlignment(nn.Module):
             raise ValueError(f"dim is {dim}, expected at least 1")
         if num_references < 1:
             raise ValueError(f"num_references (p) is {num_references}, expected at least 1")
-        if not eps > 0:
-            raise ValueError(f"eps is {eps}, expected a positive number (0.1 to 0.5 suits cosine scores)")
-        if iterations < 0:
-            raise ValueError(f"iterations (T) is {iterations}, expected 0 or more (0 is a softmax over tokens)")
-        if solver not in SOLVERS:
-            raise ValueError(f"solver is {solver!r}, expected one of {SOLVERS}")
+        check_transport(eps, iterations, solver)
         self.eps, self.iterations, self.solver = eps, iterations, solver
         self.references = nn.Parameter(_unit(torch.randn(num_references, dim)))  # (p, d)
+        self.register_buffer("placed", self.references.detach().clone())  # (p, d), where they last started from
         self.last: Alignment | None = None  # set by a training forward
 
     def scores(self, q: torch.Tensor) -> torch.Tensor:
@@ -106,6 +102,7 @@ class TransportAlignment(nn.Module):
         """Places the references by spherical k-means over centred tokens (B, n, d). Deterministic."""
         directions = _unit(q - q.mean(1, keepdim=True)).flatten(0, 1)  # (B n, d)
         self.references.copy_(from_rank_0(_unit(kmeans_centres(directions, len(self.references)))))
+        self.placed.copy_(self.references)
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
@@ -113,7 +110,8 @@ class TransportAlignment(nn.Module):
 
         kept_variance: Var(o) / Var(q) over tokens (1 keeps all, 0 is a flat plan). tokens_per_reference: exp of the
         entropy of a column, mean (n is flat). marginal_error: largest relative error of a row sum.
-        duplicate_references: references with another one at cosine above 0.95.
+        duplicate_references: references with another one at cosine above 0.95. reference_drift: 1 - mean cosine to where the
+        references were last placed: do they learn at all?
         """
         if self.last is None:
             return {}
@@ -126,6 +124,7 @@ class TransportAlignment(nn.Module):
             "tokens_per_reference": float(entropy.exp().mean()),
             "marginal_error": float(error),
             "duplicate_references": float(alike.any(1).sum()),
+            "reference_drift": float(1 - (unit * _unit(self.placed)).sum(1).mean()),
         }
 
     def __getstate__(self):

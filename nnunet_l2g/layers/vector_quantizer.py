@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from nnunet_l2g.layers.distributed import from_rank_0, world_size
+from nnunet_l2g.layers.distributed import from_rank_0, sum_over_ranks
 from nnunet_l2g.layers.kmeans import kmeans_centres
 
 
@@ -94,9 +93,9 @@ class VectorQuantizer(nn.Module):
         """Places the codes by k-means over tokens (B, n, d), each with the uniform share of the tokens."""
         tokens = h.flatten(0, 1)
         centres = kmeans_centres(tokens, len(self.codebook))
-        share = len(tokens) * world_size() / len(centres)
+        share = sum_over_ranks(tokens.new_tensor(len(tokens))) / len(centres)  # (); processes may hold unequal batches
         self.codebook.copy_(from_rank_0(centres))
-        self.ema_counts.fill_(share)
+        self.ema_counts.copy_(share.expand(len(centres)))
         self.ema_sums.copy_(self.codebook * share)
 
     @torch.no_grad()
@@ -110,9 +109,7 @@ class VectorQuantizer(nn.Module):
         one_hot = (codes[:, None] == torch.arange(num_codes, device=codes.device)).to(tokens.dtype)  # (n, K)
         statistics = torch.cat([one_hot.sum(0)[:, None], one_hot.T @ tokens], 1)  # (K, 1 + d)
         restarts = tokens[torch.randint(len(tokens), (num_codes,), device=tokens.device)]  # (K, d)
-        if world_size() > 1:
-            dist.all_reduce(statistics)
-            restarts = from_rank_0(restarts)
+        statistics, restarts = sum_over_ranks(statistics), from_rank_0(restarts)
         counts, sums = statistics[:, 0], statistics[:, 1:]
         self.used += counts
         self.ema_counts.lerp_(counts, 1 - self.decay)

@@ -21,7 +21,7 @@ def write_atomically(write: Callable[[str], None], filename: str) -> None:
         write(partial)
         if not os.path.exists(partial):
             return
-        with open(partial, "rb") as file:
+        with open(partial, "r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         os.replace(partial, filename)
     finally:

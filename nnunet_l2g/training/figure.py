@@ -12,6 +12,7 @@ TITLES = {
     "tokens_per_reference": "plan: effective tokens per reference",
     "marginal_error": "plan: largest relative marginal error",
     "duplicate_references": "duplicate references (cosine > 0.95)",
+    "reference_drift": "references: 1 - cosine to their start",
 }
 
 
