@@ -12,7 +12,7 @@ def world_size() -> int:
 
 
 def sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
-    """The sum of all processes' x; x itself outside DDP."""
+    """The sum of all processes' x, in place; x as it is outside DDP."""
     if world_size() > 1:
         dist.all_reduce(x)
     return x
