@@ -16,7 +16,7 @@ from nnunet_l2g.demo.runner import Interrupted
 from nnunet_l2g.demo.steps import Demo, Step
 from nnunet_l2g.errors import UserError
 
-DEFAULT_TRAINER = "nnUNetTrainerL2GNet_6epochs_40iterations"
+DEFAULT_TRAINER = "nnUNetTrainerL2GNet_8epochs_50iterations"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
