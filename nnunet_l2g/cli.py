@@ -11,6 +11,8 @@ from nnunet_l2g.errors import UserError
 
 # name: what --help says; the code is nnunet_l2g.commands.<name>, with configure(parser) and run(args) -> exit status
 COMMANDS = {
+    "adapt": "plans that adapt a labelled source dataset to an unlabelled target dataset",
+    "compare": "trainings or prediction folders against a baseline: scores, paired statistics, cost, report",
     "demo": "the whole way on a small embedded phantom: plan, train, predict, evaluate, picture (CPU, minutes)",
     "doctor": "which interpreter, which nnU-Net, which trainers are found, and why not",
     "env": "print the line that sets nnUNet_extTrainer, for those who prefer to set it themselves",

@@ -95,12 +95,16 @@ def check_logits_only(network, plan: str):
 
 
 def check_every_parameter_learns(network, plan: str):
-    """Every parameter has a finite gradient at once (DDP), and after two steps each one is non-zero somewhere."""
+    """Every parameter has a finite gradient at once (DDP), and after two steps each one is non-zero somewhere; frozen ones
+    never have one."""
     network.train()
     x = make_input(plan)
     for step in range(3):
         training_loss(network, x).backward()
         for name, parameter in network.named_parameters():
+            if not parameter.requires_grad:
+                assert parameter.grad is None, f"{name} is frozen and has a gradient"
+                continue
             assert parameter.grad is not None, f"{name} has no gradient"
             assert torch.isfinite(parameter.grad).all(), f"{name} has a non-finite gradient"
             if step == 2:

@@ -5,10 +5,12 @@ import inspect
 from pathlib import Path
 
 import pytest
+from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.logging.nnunet_logger import LocalLogger, MetaLogger
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities import find_objects
@@ -23,7 +25,7 @@ SIGNATURES = [
     (
         nnUNetTrainer.build_network_architecture,
         "plans_manager configuration_manager num_input_channels num_output_channels enable_deep_supervision",
-        "trainers/l2gnet.py: build_network_architecture",
+        "trainers/base.py: build_network_architecture",
     ),
     (nnUNetTrainer.initialize, "self", "trainers/base.py: initialize"),
     (nnUNetTrainer.configure_optimizers, "self", "trainers/base.py: configure_optimizers"),
@@ -31,6 +33,7 @@ SIGNATURES = [
     (nnUNetTrainer.on_train_start, "self", "trainers/base.py: on_train_start"),
     (nnUNetTrainer.train_step, "self batch", "trainers/base.py: train_step"),
     (nnUNetTrainer.on_train_epoch_end, "self train_outputs", "trainers/base.py: on_train_epoch_end"),
+    (nnUNetTrainer.get_tr_and_val_datasets, "self", "trainers/grcsf.py: get_tr_and_val_datasets"),
     (nnUNetTrainer.on_epoch_end, "self", "trainers/base.py: on_epoch_end"),
     (nnUNetTrainer.save_checkpoint, "self filename", "trainers/base.py: save_checkpoint"),
     (nnUNetTrainer.load_checkpoint, "self filename_or_checkpoint", "trainers/base.py: load_checkpoint"),
@@ -67,13 +70,18 @@ HABITS = [
     (nnUNetTrainer.set_deep_supervision_enabled, "mod.decoder.deep_supervision", "architectures/plan_network.py"),
     (nnUNetTrainer.train_step, "self.optimizer", "trainers/base.py: the hook after each optimiser step"),
     (nnUNetTrainer.train_step, "{'loss': l.detach().cpu().numpy()}", "trainers/base.py: _check_finite"),
+    (nnUNetTrainer.run_training, "self.on_train_start()", "trainers/base.py: stages run before the first epoch"),
+    (nnUNetTrainer.on_train_start, "self.dataloader_train, self.dataloader_val =", "trainers/base.py: _run_stages"),
+    (UNetDecoder.forward, "x = torch.cat((x, skips[-(s+2)]), 1)", "architectures/grcsf.py: _decode"),
+    (DC_and_CE_loss.forward, "self.ce(net_output, target[:, 0])", "nnunet_l2g/training/focal.py"),
+    (DC_and_BCE_loss.forward, "self.ce(net_output, target_regions) * mask", "nnunet_l2g/training/focal.py"),
     (LocalLogger.log, "self.my_fantastic_logging", "trainers/base.py: diagnostics in the log"),
     (load_pretrained_weights, "mod.load_state_dict(model_dict)", "architectures/plan_network.py: load_state_dict"),
     (nnUNetPredictor.initialize_from_trained_model_folder, "network.load_state_dict(parameters[0])", "prediction"),
     (
         nnUNetPredictor.initialize_from_trained_model_folder,
         "trainer_class.build_network_architecture(",
-        "trainers/l2gnet.py: a class method works because nnU-Net calls it on the class",
+        "trainers/base.py: a class method works because nnU-Net calls it on the class",
     ),
 ]
 

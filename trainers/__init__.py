@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import sys
 
+from nnunet_l2g.trainers.grcsf import (
+    nnUNetTrainerDiceFocal,
+    nnUNetTrainerGRCSF,
+    nnUNetTrainerGRCSFDoGResidual,
+    nnUNetTrainerGRCSFFocal,
+    nnUNetTrainerGRCSFNoGCU,
+    nnUNetTrainerGRCSFNoRCU,
+    nnUNetTrainerGRCSFOtherResidual,
+)
 from nnunet_l2g.trainers.l2gnet import (
     nnUNetTrainerL2GNet,
     nnUNetTrainerL2GNetNoCodebook,
@@ -12,11 +21,18 @@ from nnunet_l2g.trainers.l2gnet import (
 )
 from nnunet_l2g.training.schedules import make_scheduled_trainer
 
-__all__ = [
+__all__ = [  # noqa: RUF022, in the order of README's table
     "nnUNetTrainerL2GNet",
     "nnUNetTrainerL2GNetNoCodebook",
     "nnUNetTrainerL2GNetNoTransport",
     "nnUNetTrainerL2GNetSoftmax",
+    "nnUNetTrainerGRCSF",
+    "nnUNetTrainerGRCSFFocal",
+    "nnUNetTrainerGRCSFNoGCU",
+    "nnUNetTrainerGRCSFNoRCU",
+    "nnUNetTrainerGRCSFOtherResidual",
+    "nnUNetTrainerGRCSFDoGResidual",
+    "nnUNetTrainerDiceFocal",
 ]
 
 

@@ -8,20 +8,25 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_l2g.architectures import PlanNetwork
 from nnunet_l2g.compatibility import check_nnunet
 from nnunet_l2g.training.auxiliary import LossWithAuxiliary
 from nnunet_l2g.training.checkpoints import set_previous_aside, write_atomically
 from nnunet_l2g.training.figure import draw_diagnostics
 from nnunet_l2g.training.learning_rate import ScaledPolyLRScheduler
+from nnunet_l2g.training.stages import Stage, run_stage
 
 
 class PluginTrainer(nnUNetTrainer):
     """Runs a PlanNetwork under a stock nnU-Net.
 
-    Beside nnUNetTrainer: schedules by name, auxiliary losses, a hook after each optimiser step, diagnostics in log and
-    figure, vanilla weights through `-pretrained_weights`, atomic checkpoints, and no old checkpoint left in a new run's way.
+    Beside nnUNetTrainer: schedules by name, stages before the segmenter, auxiliary losses, a hook after each optimiser step,
+    diagnostics in log and figure, vanilla weights through `-pretrained_weights`, atomic checkpoints, and no old checkpoint
+    left in a new run's way.
     """
 
+    network_class: type[PlanNetwork]
+    network_settings: dict = {}  # arguments of network_class.from_plans
     epochs: int | None = None  # None: nnU-Net's own; set by the trainer's name
     iterations: int | None = None
     figure_name = "progress_diagnostics.png"
@@ -42,6 +47,29 @@ class PluginTrainer(nnUNetTrainer):
             self.num_iterations_per_epoch = self.iterations
         self.save_every = max(1, min(self.save_every, self.num_epochs // 10))
         self._nonfinite_steps = 0
+        self._checkpoint_loaded = False
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager,
+        configuration_manager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> PlanNetwork:
+        """nnU-Net calls it on the class, to train and to predict; a class method, so that a twin is one line of settings."""
+        return cls.network_class.from_plans(
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+            **cls.network_settings,
+        )
+
+    def stages(self) -> list[Stage]:
+        """What is trained before the segmenter, in this order; called once, at the start of a training."""
+        return []
 
     @property
     def raw_network(self):
@@ -65,12 +93,10 @@ class PluginTrainer(nnUNetTrainer):
         network = self.raw_network
         fast = network.fast_parameters()
         fast_ids = {id(parameter) for parameter in fast}
-        groups = [{"params": [p for p in network.parameters() if id(p) not in fast_ids]}]
+        groups = [{"params": [p for p in network.parameters() if p.requires_grad and id(p) not in fast_ids]}]
         if fast:
             groups.append({"params": fast, "lr_scale": self.fast_lr_scale, "weight_decay": 0.0})
-        optimizer = torch.optim.SGD(
-            groups, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
-        )
+        optimizer = torch.optim.SGD(groups, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True)
         return optimizer, ScaledPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def on_train_start(self):
@@ -83,6 +109,23 @@ class PluginTrainer(nnUNetTrainer):
             previous = set_previous_aside(self.output_folder)
             if previous:
                 self.print_to_log_file(f"A new run starts: checkpoints of the earlier one are now in {previous}")
+        if not self._checkpoint_loaded:  # a checkpoint of the segmenter is from after the stages
+            self._run_stages()
+
+    def _run_stages(self) -> None:
+        for stage in self.stages():
+            run_stage(
+                stage,
+                self.raw_network,
+                lambda: next(self.dataloader_train),
+                lambda: next(self.dataloader_val),
+                self.output_folder,
+                self.print_to_log_file,
+                resume=self.continues,
+                save=not self.disable_checkpointing,
+                save_every=max(1, stage.epochs // 10),
+                rank=self.local_rank,
+            )
 
     def on_train_epoch_start(self):
         super().on_train_epoch_start()
@@ -137,6 +180,7 @@ class PluginTrainer(nnUNetTrainer):
             self.initialize()
         self.raw_network.plain_weights_only = False
         super().load_checkpoint(filename_or_checkpoint)
+        self._checkpoint_loaded = True
 
     def _log_pretrained(self) -> None:
         if not self.raw_network.plain_weights_loaded:

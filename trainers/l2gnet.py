@@ -9,26 +9,8 @@ from nnunet_l2g.trainers.base import PluginTrainer
 class nnUNetTrainerL2GNet(PluginTrainer):
     """L2GNet on nnU-Net's plans: codes of the bottleneck, related by optimal transport on trainable references."""
 
-    network_settings: dict = {}  # arguments of L2GNet
+    network_class = L2GNet
     figure_name = "progress_l2gnet.png"
-
-    @classmethod
-    def build_network_architecture(
-        cls,
-        plans_manager,
-        configuration_manager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> L2GNet:
-        """nnU-Net calls it on the class, to train and to predict; a class method, so that a twin is one line of settings."""
-        return L2GNet.from_plans(
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            enable_deep_supervision,
-            **cls.network_settings,
-        )
 
 
 class nnUNetTrainerL2GNetNoTransport(nnUNetTrainerL2GNet):

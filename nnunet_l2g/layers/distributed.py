@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 
@@ -24,3 +26,21 @@ def from_rank_0(x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous()
         dist.broadcast(x, 0)
     return x
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Every process's gradients become their mean, in one message; for what is trained outside the DDP wrapper."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = sum_over_ranks(torch.cat([g.flatten() for g in gradients])) / world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def mean_over_ranks(values: list[float]) -> list[float]:
+    """Each number's mean over the processes; the same list outside DDP."""
+    if world_size() == 1:
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return (sum_over_ranks(torch.tensor(values, dtype=torch.float64, device=device)) / world_size()).tolist()

@@ -29,14 +29,14 @@ def write_atomically(write: Callable[[str], None], filename: str) -> None:
 
 
 def set_previous_aside(output_folder: str) -> Path | None:
-    """Moves the checkpoints of an earlier run into `previous_<time>/`, and returns that folder; None if there were none.
+    """Moves an earlier run's checkpoints, those of stages too, into `previous_<time>/`; the folder, or None if there were none.
 
     Otherwise an old checkpoint_final.pth outlives the start of a new run, and `--c` after a kill continues the wrong one.
     """
     folder = Path(output_folder)
-    for partial in folder.glob(f"checkpoint_*.pth{PARTIAL}"):  # left by a kill
+    for partial in folder.glob(f"*_*.pth{PARTIAL}"):  # left by a kill
         partial.unlink()
-    checkpoints = sorted(folder.glob("checkpoint_*.pth"))
+    checkpoints = sorted([*folder.glob("checkpoint_*.pth"), *folder.glob("stage_*.pth")])
     if not checkpoints:
         return None
     previous = folder / f"previous_{datetime.now():%Y%m%d_%H%M%S_%f}"

@@ -1,0 +1,137 @@
+"""Do the autoencoder's residual maps find lesions better than edges do? The gate before any segmenter is trained.
+
+    python benchmarks/residual_gate.py --model RESULTS/DATASET/TRAINER__PLANS__CONFIGURATION --fold 0 --output gate.json
+
+Reads the stage's checkpoint (stage_autoencoder.pth) and the fold's preprocessed validation cases. For each lesion class and
+each map: average precision of its voxels against unlabelled ones, and mean inside the lesion over mean in a ring around it
+(unlabelled voxels within --ring voxels), both averaged over cases that have the class. Controls: a difference of Gaussians and
+|x - blur(x)| at several scales. Each map is read in three ways (absolute, positive, negative; mean over channels), and its
+best way for the class is taken, for the controls too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from scipy.ndimage import binary_dilation
+from sklearn.metrics import average_precision_score
+from tqdm import tqdm
+
+from nnunet_l2g.layers.residual_maps import gaussian_blur
+from nnunet_l2g.trainers import nnUNetTrainerGRCSF
+
+WAYS = {"absolute": np.abs, "positive": lambda r: np.maximum(r, 0), "negative": lambda r: np.maximum(-r, 0)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder with plans.json and fold_<F>")
+    parser.add_argument("--preprocessed", type=Path, required=True, help="the dataset's folder in nnUNet_preprocessed")
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--ring", type=int, default=10, help="voxels")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+
+    plans = PlansManager(json.loads((args.model / "plans.json").read_text()))
+    configuration = plans.get_configuration(args.model.name.split("__")[2])
+    description = json.loads((args.model / "dataset.json").read_text())
+    labels = {value: name for name, value in description["labels"].items() if isinstance(value, int) and value > 0}
+    stage = torch.load(args.model / f"fold_{args.fold}" / "stage_autoencoder.pth", map_location="cpu", weights_only=True)
+    channels = stage["settings"]["channels"]
+    network = nnUNetTrainerGRCSF.build_network_architecture(plans, configuration, channels, len(labels) + 1, False)
+    autoencoder = network.autoencoder
+    autoencoder.load_state_dict(stage["module"])
+    autoencoder.eval().to(args.device)
+
+    folder = args.preprocessed / configuration.data_identifier
+    cases = json.loads((args.preprocessed / "splits_final.json").read_text())[args.fold]["val"]
+    dataset = infer_dataset_class(str(folder))(str(folder), cases)
+    scores: dict[str, dict[str, list]] = {}
+    for case in tqdm(cases, "cases"):
+        image, reference, _, _ = dataset.load_case(case)
+        image, reference = image[:], reference[0]
+        if len(configuration.patch_size) == 2:
+            image, reference = image[:, 0], reference[0]
+        for name, residual in residual_maps(autoencoder, image, args.device).items():
+            for value, label in labels.items():
+                if (reference == value).any():
+                    found = score(residual, reference, value, args.ring)
+                    scores.setdefault(label, {}).setdefault(name, []).append(found)
+    result = {
+        "dataset": plans.dataset_name, "plans": plans.plans_name, "fold": args.fold, "cases": len(cases), "ring": args.ring,
+        "epochs": stage["epoch"], "history": stage["history"], "settings": stage["settings"],
+        "classes": {label: {name: best(values) for name, values in maps.items()} for label, maps in scores.items()},
+    }  # fmt: skip
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print_table(result["classes"])
+    print(f"written: {args.output}")
+
+
+@torch.no_grad()
+def residual_maps(autoencoder, image: np.ndarray, device: str) -> dict[str, np.ndarray]:
+    """Signed maps (C, *spatial) by name; the image is padded to whole tokens."""
+    x = torch.from_numpy(image.astype(np.float32))[None].to(device)
+    pad = [
+        n
+        for size, token in zip(reversed(x.shape[2:]), reversed(autoencoder.token_size), strict=True)
+        for n in (0, -size % token)
+    ]
+    padded = torch.nn.functional.pad(x, pad)
+    crop = tuple(slice(0, size) for size in x.shape[2:])
+    reconstructions = autoencoder(padded)
+    maps = {f"autoencoder {ratio} %": r.residual[0][(slice(None), *crop)] for ratio, r in reconstructions.items()}
+    maps["autoencoder mean"] = sum(maps.values()) / len(maps)
+    maps |= {
+        f"|x - mean|, {ratio} %": (x - r.mean[(slice(None), slice(None), *crop)])[0] for ratio, r in reconstructions.items()
+    }
+    for sigma in (1, 2, 4):
+        maps[f"difference of Gaussians {sigma}"] = (gaussian_blur(x, sigma) - gaussian_blur(x, 2 * sigma))[0]
+    for sigma in (2, 4, 8):
+        maps[f"x - blur {sigma}"] = (x - gaussian_blur(x, sigma))[0]
+    return {name: value.cpu().numpy() for name, value in maps.items()}
+
+
+def score(residual: np.ndarray, reference: np.ndarray, value: int, ring: int) -> dict[str, dict[str, float]]:
+    """Average precision and inside-to-ring ratio for each way to read the map."""
+    lesion, free = reference == value, reference == 0
+    around = binary_dilation(lesion, iterations=ring) & free
+    chosen = lesion | free
+    found = {}
+    for way, read in WAYS.items():
+        values = read(residual).mean(0)
+        precision = average_precision_score(lesion[chosen], values[chosen])
+        found[way] = {
+            "average_precision": float(precision),
+            "ratio": float(values[lesion].mean() / max(values[around].mean(), 1e-8)),
+        }
+    return found
+
+
+def best(cases: list[dict]) -> dict:
+    """The way with the highest mean average precision."""
+    mean = {
+        way: {key: float(np.mean([case[way][key] for case in cases])) for key in ("average_precision", "ratio")} for way in WAYS
+    }
+    way = max(WAYS, key=lambda way: mean[way]["average_precision"])
+    return {"way": way, "cases": len(cases), **mean[way], "absolute": mean["absolute"]}
+
+
+def print_table(classes: dict) -> None:
+    for label, maps in classes.items():
+        print(f"\n{label}")
+        for name, values in sorted(maps.items(), key=lambda item: -item[1]["average_precision"]):
+            print(
+                f"  {name:28} average precision {values['average_precision']:.4f} ({values['way']}), "
+                f"ratio {values['ratio']:.2f}; absolute {values['absolute']['average_precision']:.4f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""The labelled source, planned and preprocessed, and the unlabelled target, raw: found and checked by name alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_l2g.errors import UserError
+
+TARGET_KEY = "nnunet_l2g_target"  # in adapted plans, and only there
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset that nnU-Net has planned and preprocessed. `configurations` are those to adapt."""
+
+    name: str
+    folder: Path  # nnUNet_preprocessed/<name>
+    plans: dict
+    dataset_json: dict
+    configurations: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return self.name[7:10]
+
+    @property
+    def plans_name(self) -> str:
+        return self.plans["plans_name"]
+
+    @cached_property
+    def manager(self) -> PlansManager:
+        return PlansManager(self.plans)
+
+    def data(self, configuration: str) -> Path:
+        """The folder of preprocessed data."""
+        return self.folder / self.manager.get_configuration(configuration).data_identifier
+
+
+@dataclass(frozen=True)
+class Target:
+    """A raw dataset, of which only dataset.json and the images are ever looked at."""
+
+    name: str
+    folder: Path  # nnUNet_raw/<name>
+    channel_names: dict[str, str]
+    cases: dict[str, list[str]]  # case -> its image files, in the order of the channels
+
+    @property
+    def id(self) -> str:
+        return self.name[7:10]
+
+
+def dataset_name(identifier: str, option: str) -> str:
+    """DatasetXXX_Name for an ID or a name, by nnU-Net's rules. UserError if there is none, or more than one."""
+    for path in (nnUNet_raw, nnUNet_preprocessed):
+        if not path.is_set():
+            raise UserError(f"{path.env_var_name} is not set; set nnU-Net's variables as for its own commands")
+    try:
+        return str(maybe_convert_to_dataset_name(identifier))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{option} {identifier}: no such dataset; give the ID or the name of one dataset in "
+            f"{nnUNet_raw} or {nnUNet_preprocessed} ({' '.join(str(error).split())[:160]})"
+        ) from error
+
+
+def channel_names(dataset_json: dict) -> dict[str, str]:
+    """{"0": name, ...}; `modality` is the key's old name. Empty if dataset.json has neither."""
+    return dataset_json.get("channel_names") or dataset_json.get("modality") or {}
+
+
+def read_json(path: Path, meaning: str, remedy: str) -> dict:
+    """A JSON object. UserError with `meaning` and `remedy` if the file is missing or no JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {meaning}; {remedy}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {meaning}; {remedy}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object: {meaning}; {remedy}")
+    return value
+
+
+def find_source(identifier: str, plans_name: str, configurations: list[str] | None) -> Source:
+    """The source and the configurations to adapt: those asked for, or all that are preprocessed and no cascade.
+
+    UserError if it is not planned or preprocessed, for adapted plans, and for cascade configurations.
+    """
+    name = dataset_name(identifier, "-s")
+    folder = Path(str(nnUNet_preprocessed), name)
+    remedy = f"run `nnUNetv2_plan_and_preprocess -d {name[7:10]}` first"
+    plans = read_json(folder / f"{plans_name}.json", f"the source {name} has no plans {plans_name}", f"{remedy}, or choose -p")
+    if TARGET_KEY in plans:
+        original = plans[TARGET_KEY].get("source_plans_name", "nnUNetPlans")
+        raise UserError(f"-p {plans_name}: these plans are adapted already; give the source's own plans, -p {original}")
+    dataset_json = read_json(folder / "dataset.json", f"the source {name} is not planned", remedy)
+    read_json(folder / "dataset_fingerprint.json", f"nnU-Net trains {name} only with it", remedy)
+
+    manager = PlansManager(plans)
+    available = [c for c in plans["configurations"] if not is_cascade(manager, c)]
+    source = Source(name, folder, plans, dataset_json, ())
+    if configurations:
+        for configuration in configurations:
+            _check_configuration(source, configuration, available)
+    else:
+        configurations = [c for c in available if source.data(c).is_dir()]
+        if not configurations:
+            raise UserError(f"none of the configurations {', '.join(available)} of {name} is preprocessed; {remedy}")
+        for configuration in configurations:
+            check_preprocessed(source, configuration)
+    return Source(name, folder, plans, dataset_json, tuple(dict.fromkeys(configurations)))
+
+
+def is_cascade(manager: PlansManager, configuration: str) -> bool:
+    """Whether the configuration refines the segmentation of another one."""
+    return manager.get_configuration(configuration).previous_stage_name is not None
+
+
+def _check_configuration(source: Source, configuration: str, available: list[str]) -> None:
+    if configuration not in source.plans["configurations"]:
+        raise UserError(f"-c {configuration}: not in the plans {source.plans_name} of {source.name}; choose from {available}")
+    if configuration not in available:
+        raise UserError(
+            f"-c {configuration}: a cascade needs its first stage's predictions, which an unlabelled target "
+            f"does not have; choose from {', '.join(available)}"
+        )
+    check_preprocessed(source, configuration)
+
+
+def check_preprocessed(source: Source, configuration: str) -> None:
+    """UserError unless each of the source's cases is preprocessed for this configuration."""
+    folder = source.data(configuration)
+    remedy = f"run `nnUNetv2_preprocess -d {source.id} -plans_name {source.plans_name} -c {configuration}` first"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise UserError(f"{source.name} is not preprocessed for {configuration}: {folder} is missing or empty; {remedy}")
+    try:
+        found = set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+    except (AssertionError, KeyError) as error:
+        raise UserError(f"{folder} holds files that are not nnU-Net's preprocessed data; {remedy}") from error
+    segmentations = source.folder / "gt_segmentations"
+    ending = source.dataset_json["file_ending"]
+    expected = {p.name[: -len(ending)] for p in segmentations.glob(f"*{ending}")}
+    parts = [".pkl", "_seg.b2nd"] if any(folder.glob("*.b2nd")) else [".pkl"]
+    torn = {case for case in found if not all((folder / f"{case}{part}").exists() for part in parts)}
+    missing = sorted((expected - found) | torn)
+    if not expected or missing:
+        what = f"{len(missing)} of {len(expected)} cases are missing, {missing[0]} first"
+        if not expected:
+            what = f"{segmentations}, which comes last, is missing or empty"
+        raise UserError(f"the preprocessing of {source.name} for {configuration} is not finished: {what}; {remedy}")
+
+
+def find_target(identifier: str, source: Source) -> Target:
+    """The target, if what its dataset.json and its file names say fits the source. UserError if not. Reads no image."""
+    name = dataset_name(identifier, "-t")
+    if name == source.name:
+        raise UserError(f"-t {identifier} is the source {name} itself; expected another dataset, of the unlabelled modality")
+    folder = Path(str(nnUNet_raw), name)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing: the target needs its raw images; put them there, as nnU-Net expects them")
+    dataset_json = read_json(
+        folder / "dataset.json",
+        f"the target {name} is not described",
+        "write one with channel_names and file_ending (labels are not needed)",
+    )
+    channels = channel_names(dataset_json)
+    expected = channel_names(source.dataset_json)
+    if len(channels) != len(expected):
+        raise UserError(
+            f"{name} has {len(channels)} channel(s) {list(channels.values())}, the source {source.name} has "
+            f"{len(expected)} {list(expected.values())}; expected as many: correct channel_names, or choose "
+            "a source with the same number of channels"
+        )
+    ending = source.dataset_json["file_ending"]
+    if dataset_json.get("file_ending") != ending:
+        raise UserError(
+            f"{name} has file_ending {dataset_json.get('file_ending')!r}, the source has {ending!r}; nnU-Net "
+            f"predicts with the source's: convert the target's images to {ending}"
+        )
+    reader, asked = source.plans["image_reader_writer"], dataset_json.get("overwrite_image_reader_writer", "None")
+    if asked not in ("None", reader):
+        raise UserError(
+            f"{name} asks for the reader {asked}, the source's plans have {reader}, with which nnU-Net will "
+            "predict; remove overwrite_image_reader_writer from the target's dataset.json, or plan the source so"
+        )
+    return Target(name, folder, channels, list_images(name, folder, dataset_json, ending))
+
+
+def list_images(name: str, folder: Path, dataset_json: dict, ending: str) -> dict[str, list[str]]:
+    """case -> image files of a raw dataset, in the order of the channels. UserError if there are none, or some are missing.
+
+    nnU-Net's own listing does this for images and labels at once, with twelve processes.
+    """
+    if "dataset" in dataset_json:  # files anywhere, relative to the dataset's folder
+        cases = {
+            case: [os.path.abspath(folder / os.path.expandvars(file)) for file in entry["images"]]
+            for case, entry in dataset_json["dataset"].items()
+        }
+    else:
+        images = folder / "imagesTr"
+        if not images.is_dir():
+            raise UserError(f"{images} is missing: the target {name} has no images; put them there (labels are not needed)")
+        cases = {}
+        for file in sorted(path for path in images.iterdir() if path.name.endswith(ending)):
+            match = re.fullmatch(rf"(.+)_\d{{4}}{re.escape(ending)}", file.name)
+            if match is None:
+                raise UserError(f"{file}: expected CASE_0000{ending}, with the channel's four digits; rename it")
+            cases.setdefault(match.group(1), []).append(str(file))
+    if not cases:
+        raise UserError(
+            f"{folder / 'imagesTr'} holds no image ending in {ending}; put the target's images there (labels are not needed)"
+        )
+    usual = max(map(len, cases.values()))
+    for case, files in cases.items():
+        gone = [file for file in files if not Path(file).exists()]
+        if len(files) != usual or gone:
+            raise UserError(
+                f"case {case} of {name} has {len(files) - len(gone)} image file(s), expected {usual} like other "
+                "cases; add what is missing or remove the case"
+            )
+    return cases

@@ -1,0 +1,197 @@
+"""What nnU-Net's fingerprint knows about a dataset, for a target without labels.
+
+nnU-Net takes the statistics behind CT normalisation (mean, standard deviation, 0.5 and 99.5 percentile) over labelled
+foreground. The substitute here is the body: the voxels brighter than Otsu's threshold, found anew in each image and channel
+within the nonzero box. It needs no unit and parts air from tissue in CT; it is wider than an organ's intensities, so contrast
+within soft tissue is compressed in comparison with labelled statistics. Other schemes use no statistics of the data set.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+
+from nnunet_l2g.adaptation.datasets import Source, Target
+from nnunet_l2g.adaptation.digests import digest_file
+from nnunet_l2g.adaptation.geometry import Geometry, direction_of
+from nnunet_l2g.adaptation.workers import run_parallel
+from nnunet_l2g.errors import UserError
+
+FORMAT = 1
+SUBSTITUTE = "voxels above Otsu's threshold, per image and channel, within the nonzero box; no label was read"
+TOTAL_SAMPLES = 10_000_000  # intensities kept of all cases together, per channel; nnU-Net keeps 10^8
+
+
+@dataclass(frozen=True)
+class CaseJob:
+    """One case to read, and how many intensities to keep of it."""
+
+    case: str
+    files: list[str]
+    reader: str
+    channels: int
+    samples: int = 0
+
+
+def read_case(job: CaseJob) -> tuple[np.ndarray, Geometry]:
+    """Voxels (channels, three axes) by the source's reader. UserError if they cannot be used."""
+    try:
+        data, properties = recursive_find_reader_writer_by_name(job.reader)().read_images(job.files)
+    except Exception as error:  # whatever the reader's library raises
+        raise UserError(
+            f"case {job.case}: {job.files[0]} cannot be read by {job.reader}, the reader of the source's plans "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); replace the file"
+        ) from error
+    if len(data) != job.channels:
+        raise UserError(
+            f"case {job.case} has {len(data)} channel(s), dataset.json names {job.channels}; expected as many: add "
+            "the missing files, or correct channel_names"
+        )
+    if not np.isfinite(data).all():
+        raise UserError(f"case {job.case} holds voxels that are not finite numbers; replace them, or remove the case")
+    if not data.any():
+        raise UserError(f"case {job.case} holds only zeros; remove it from the target's images")
+    spacing = tuple(float(s) for s in properties["spacing"])
+    return data, Geometry(job.case, tuple(int(n) for n in data.shape[1:]), spacing, direction_of(properties))
+
+
+def body_mask(image: np.ndarray) -> np.ndarray:
+    """Which voxels of one channel are brighter than Otsu's threshold; all, if the image is constant.
+
+    The darkest value counts as the next darkest: a constant padding far below the air (-3024 in many CT) would otherwise be
+    parted from the air instead of air from tissue. For the threshold alone, the brightest 0.5 % are cut: metal.
+    """
+    from skimage.filters import threshold_otsu
+
+    lowest = image.min()
+    if image.max() == lowest:
+        return np.ones(image.shape, bool)
+    next_lowest = image[image > lowest].min()
+    highest = max(np.percentile(image, 99.5), next_lowest)
+    clipped = np.clip(image, next_lowest, highest)
+    if highest == next_lowest:
+        return image > lowest
+    threshold = threshold_otsu(clipped)  # anywhere in the gap between the classes, as a rule at its lower end
+    below = clipped <= threshold
+    return clipped > (clipped[below].mean() + clipped[~below].mean()) / 2
+
+
+def _analyse(job: CaseJob) -> tuple[str, dict, list[np.ndarray]]:
+    """The case's entry of the fingerprint, and a sample of its body's intensities for each channel."""
+    files = [file_entry(Path(file)) | {"digest": digest_file(Path(file))} for file in job.files]
+    data, geometry = read_case(job)
+    cropped, _, _ = crop_to_nonzero(data)
+    samples = []
+    for channel in cropped:
+        drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
+            body_mask(channel)[None].astype(np.int8), channel[None], num_samples=job.samples
+        )
+        samples.append(np.asarray(drawn[0], np.float32))
+    entry = {
+        "files": files,
+        "shape": list(geometry.shape),
+        "shape_after_crop": [int(n) for n in cropped.shape[1:]],
+        "spacing": list(geometry.spacing),
+        "direction": geometry.direction,
+        "relative_size_after_cropping": float(np.prod(cropped.shape[1:]) / np.prod(geometry.shape)),
+    }
+    return job.case, entry, samples
+
+
+def file_entry(path: Path) -> dict:
+    """What tells cheaply that a file is the same as before."""
+    status = path.stat()
+    return {"name": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def case_jobs(source: Source, target: Target, samples: int = 0) -> list[CaseJob]:
+    """One job for each case of the target."""
+    reader = source.plans["image_reader_writer"]
+    return [CaseJob(case, files, reader, len(target.channel_names), samples) for case, files in target.cases.items()]
+
+
+def extract_fingerprint(source: Source, target: Target, processes: int) -> dict:
+    """The target's fingerprint: nnU-Net's keys, and "cases" with the files it was made of. UserError for unusable images."""
+    samples = max(1, TOTAL_SAMPLES // len(target.cases))
+    results = sorted(
+        run_parallel(_analyse, case_jobs(source, target, samples), processes, f"Fingerprint of {target.name}"),
+        key=lambda result: result[0],
+    )  # workers finish in any order; the file does not depend on it
+    cases = {case: entry for case, entry, _ in results}
+    properties = {}
+    for channel in range(len(target.channel_names)):
+        values = np.concatenate([drawn[channel] for _, _, drawn in results])
+        low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
+        properties[str(channel)] = {
+            "mean": float(np.mean(values, dtype=np.float64)),
+            "median": float(median),
+            "std": float(np.std(values, dtype=np.float64)),
+            "min": float(values.min()),
+            "max": float(values.max()),
+            "percentile_99_5": float(high),
+            "percentile_00_5": float(low),
+        }
+    return {
+        "format": FORMAT,
+        "dataset_name": target.name,
+        "image_reader_writer": source.plans["image_reader_writer"],
+        "foreground": SUBSTITUTE,
+        "foreground_intensity_properties_per_channel": properties,
+        "spacings": [entry["spacing"] for entry in cases.values()],
+        "shapes_after_crop": [entry["shape_after_crop"] for entry in cases.values()],
+        "median_relative_size_after_cropping": float(np.median([e["relative_size_after_cropping"] for e in cases.values()])),
+        "cases": cases,
+    }
+
+
+def load_fingerprint(path: Path, source: Source, target: Target) -> dict | None:
+    """The fingerprint in `path` if it was made of the images that are there now, else None.
+
+    A file whose size and time are as recorded counts as the same; one with another time is hashed.
+    """
+    try:
+        fingerprint = json.loads(path.read_text(encoding="utf-8"))
+        same = (
+            fingerprint["format"] == FORMAT
+            and fingerprint["dataset_name"] == target.name
+            and fingerprint["image_reader_writer"] == source.plans["image_reader_writer"]
+            and len(fingerprint["foreground_intensity_properties_per_channel"]) == len(target.channel_names)
+            and set(fingerprint["cases"]) == set(target.cases)
+            and all(_same_files(fingerprint["cases"][case]["files"], files) for case, files in target.cases.items())
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return fingerprint if same else None
+
+
+def _same_files(entries: list[dict], files: list[str]) -> bool:
+    if len(entries) != len(files):
+        return False
+    for entry, file in zip(entries, map(Path, files), strict=True):
+        now = file_entry(file)
+        if now["name"] != entry["name"] or now["size"] != entry["size"]:
+            return False
+        if now["mtime_ns"] != entry["mtime_ns"] and digest_file(file) != entry["digest"]:
+            return False
+    return True
+
+
+def geometries(fingerprint: dict) -> list[Geometry]:
+    """How each case lies in space."""
+    return [Geometry(case, tuple(e["shape"]), tuple(e["spacing"]), e["direction"]) for case, e in fingerprint["cases"].items()]
+
+
+def normalization(source: Source, target: Target, fingerprint: dict) -> tuple[list[str], list[bool]]:
+    """Scheme and use_mask_for_norm of each channel: the rule of nnU-Net's planner, applied to the target."""
+    planner = source.manager.experiment_planner_class or ExperimentPlanner
+    known = SimpleNamespace(dataset_json={"channel_names": target.channel_names}, dataset_fingerprint=fingerprint)
+    schemes, masks = planner.determine_normalization_scheme_and_whether_mask_is_used_for_norm(known)
+    return list(schemes), [bool(mask) for mask in masks]

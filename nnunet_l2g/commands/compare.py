@@ -1,0 +1,250 @@
+"""`nnunet_l2g compare`: trainings, or folders of predictions, against a baseline: scores, paired statistics, report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from nnunet_l2g.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """What to compare, what to compute, where to write."""
+    models = parser.add_argument_group("trainings, as nnU-Net names them; the first is the baseline")
+    models.add_argument("-d", dest="dataset", metavar="DATASET", help="number or name of the dataset")
+    models.add_argument(
+        "-tr",
+        dest="trainers",
+        nargs="+",
+        metavar="TRAINER",
+        default=["nnUNetTrainer"],
+        help="two or more, the baseline first (default: nnUNetTrainer)",
+    )
+    models.add_argument(
+        "-c",
+        dest="configurations",
+        nargs="+",
+        metavar="CONFIGURATION",
+        help="one for all, or one for each: 3d_fullres, 2d, ...",
+    )
+    models.add_argument(
+        "-p",
+        dest="plans",
+        nargs="+",
+        default=["nnUNetPlans"],
+        metavar="PLANS",
+        help="one for all, or one for each (default: nnUNetPlans)",
+    )
+    models.add_argument(
+        "-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="default: 0 1 2 3 4"
+    )
+    models.add_argument(
+        "--train", action="store_true", help="run nnUNetv2_train for what is missing, and continue what was broken off"
+    )
+    models.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of --train, --measure and --shift (default: auto)"
+    )
+    models.add_argument(
+        "--measure",
+        action="store_true",
+        help="FLOPs of a patch, seconds of inference for one case, and on a GPU the memory of a training step",
+    )
+    models.add_argument("--shift", action="store_true", help="predict and score perturbed validation images too")
+    folders = parser.add_argument_group("or folders of predictions; the first is the baseline")
+    folders.add_argument("--predictions", nargs="+", metavar="NAME=FOLDER", help="two or more, the same cases in each")
+    folders.add_argument(
+        "--reference",
+        type=Path,
+        metavar="FOLDER",
+        help="references, named as the predictions (with -d: default is nnU-Net's gt_segmentations)",
+    )
+    folders.add_argument("--dataset-json", type=Path, metavar="FILE", help="default: the one beside predictions or references")
+    scores = parser.add_argument_group("scores and statistics")
+    scores.add_argument(
+        "--surface-tolerance",
+        type=float,
+        default=2.0,
+        metavar="MM",
+        help="of the normalised surface Dice (default: 2 mm; pixels for PNG)",
+    )
+    scores.add_argument("--lesions", action="store_true", help="lesion-wise precision, recall and F1 too")
+    scores.add_argument(
+        "--lesion-overlap",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="of a lesion that one predicted component has to share (default: 0, any voxel)",
+    )
+    scores.add_argument(
+        "--lesion-min-size", type=int, default=1, metavar="VOXELS", help="smaller ones are left out (default: 1)"
+    )
+    scores.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap (default: 10000)")
+    scores.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("-np", dest="processes", type=int, metavar="N", help="scoring processes (default: cores, up to 8)")
+    parser.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="of the report: new, empty, or made by an earlier comparison",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks everything that can be checked, trains what is missing (--train), scores and writes. 0 done, 130 interrupted."""
+    check_numbers(args)
+    check_mode(args)
+    from nnunet_l2g.comparison.output import open_output
+    from nnunet_l2g.demo.runner import Interrupted
+
+    try:
+        return compare_folders(args, open_output) if args.predictions else compare_models(args, open_output)
+    except (Interrupted, KeyboardInterrupt):
+        print("\nnnunet_l2g compare: interrupted; what is finished is kept, the same command goes on there", file=sys.stderr)
+        return 130
+
+
+def compare_models(args: argparse.Namespace, open_output) -> int:
+    """Trainings in nnUNet_results."""
+    import pandas as pd
+
+    from nnunet_l2g.comparison.comparison import cost_table
+    from nnunet_l2g.comparison.fairness import model_warnings
+    from nnunet_l2g.comparison.measure import measure
+    from nnunet_l2g.comparison.models import check_folds, choose_models, dataset_name
+    from nnunet_l2g.comparison.output import CACHE
+    from nnunet_l2g.comparison.results import read_models
+    from nnunet_l2g.comparison.shift import check_shift, shift_table
+    from nnunet_l2g.demo.nnunet import choose_device
+    from nnunet_l2g.evaluation.cache import Cache
+
+    folds = check_fold_names(args.folds)
+    dataset = dataset_name(args.dataset)
+    models = choose_models(dataset, args.trainers, args.plans, args.configurations)
+    if args.train:
+        from nnunet_l2g.comparison.models import FINISHED
+        from nnunet_l2g.comparison.training import check_trainable, train_missing
+
+        missing = [model for model in models if any(model.state(fold) != FINISHED for fold in folds)]
+        check_trainable(missing, dataset)
+        device = choose_device(args.device)
+        output = open_output(args.output)
+        train_missing(missing, folds, dataset, device, output)
+    check_folds(models, folds, dataset)
+    inputs = read_models(models, folds, dataset, args.reference)
+    inputs.warnings = model_warnings(models, folds, inputs.methods, dataset)
+    device = choose_device(args.device) if args.measure or args.shift else "cpu"
+    images = check_shift(models, inputs, dataset) if args.shift else {}
+    output = open_output(args.output)
+    cost, shift = cost_table(inputs), None
+    if args.measure:
+        cost = cost.join(pd.DataFrame(measure(models, inputs.methods, dataset, device)))
+    if args.shift:
+        cache = Cache(output / CACHE)
+        shift = shift_table(models, inputs, images, dataset, device, output, options_of(args), cache, processes_of(args))
+    return finish(args, inputs, output, cost, shift)
+
+
+def compare_folders(args: argparse.Namespace, open_output) -> int:
+    """Folders of predictions."""
+    from nnunet_l2g.comparison.results import read_folders
+
+    inputs = read_folders(parse_predictions(args.predictions), args.reference, args.dataset_json)
+    return finish(args, inputs, open_output(args.output))
+
+
+def options_of(args: argparse.Namespace):
+    """What is scored."""
+    from nnunet_l2g.evaluation.cases import Options
+
+    return Options(args.surface_tolerance, args.lesions, args.lesion_overlap, args.lesion_min_size)
+
+
+def processes_of(args: argparse.Namespace) -> int:
+    """-np, or the cores up to 8."""
+    from nnunet_l2g.demo.nnunet import available_cores
+
+    return args.processes or min(available_cores(), 8)
+
+
+def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None) -> int:
+    """Scores, prints and writes."""
+    from nnunet_l2g.comparison.comparison import compare
+    from nnunet_l2g.comparison.output import CACHE
+    from nnunet_l2g.comparison.report import write_report
+    from nnunet_l2g.comparison.text import terminal
+
+    comparison = compare(
+        inputs,
+        options_of(args),
+        output / CACHE,
+        processes=processes_of(args),
+        resamples=args.resamples,
+        seed=args.seed,
+        command=shlex.join(["nnunet_l2g", *sys.argv[1:]]),
+        cost=cost,
+        shift=shift,
+    )
+    page = write_report(comparison, output)
+    print(f"\n{terminal(comparison)}\n\nreport  {page}")
+    return 0
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """UserError for a number out of its range."""
+    for option, value, least in (
+        ("--resamples", args.resamples, 100),
+        ("--seed", args.seed, 0),
+        ("--lesion-min-size", args.lesion_min_size, 1),
+        ("-np", 1 if args.processes is None else args.processes, 1),
+    ):
+        if value < least:
+            raise UserError(f"{option} {value}: expected {least} or more")
+    if not 0 <= args.surface_tolerance < float("inf"):
+        raise UserError(f"--surface-tolerance {args.surface_tolerance:g}: expected a distance of 0 or more")
+    if not 0 <= args.lesion_overlap <= 1:
+        raise UserError(f"--lesion-overlap {args.lesion_overlap:g}: expected a fraction between 0 and 1")
+
+
+def check_mode(args: argparse.Namespace) -> None:
+    """UserError unless either trainings or folders of predictions are named, with all that belongs to them."""
+    if args.predictions:
+        if args.dataset or args.configurations or args.train or args.measure or args.shift:
+            raise UserError(
+                "--predictions and -d, -c, --train, --measure or --shift: compare either folders of predictions or trainings"
+            )
+        if args.reference is None:
+            raise UserError("--predictions needs --reference FOLDER, the segmentations to compare with")
+    elif not args.dataset or not args.configurations:
+        raise UserError("nothing to compare: name trainings with -d, -c and -tr, or folders with --predictions and --reference")
+    elif args.dataset_json:
+        raise UserError("--dataset-json belongs to --predictions; trainings have their own")
+
+
+def check_fold_names(folds: list[str]) -> list[str]:
+    """UserError unless each is a number or all, and none is named twice."""
+    for fold in folds:
+        if fold != "all" and not fold.isdecimal():
+            raise UserError(f"-f {fold}: expected fold numbers, or all")
+    folds = [fold if fold == "all" else str(int(fold)) for fold in folds]
+    if len(set(folds)) < len(folds) or ("all" in folds and len(folds) > 1):
+        raise UserError(f"-f {' '.join(folds)}: name each fold once, and all by itself")
+    return folds
+
+
+def parse_predictions(texts: list[str]) -> list[tuple[str, Path]]:
+    """NAME=FOLDER each. UserError for another form, a name used twice, or fewer than two."""
+    named = []
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--predictions {text}: expected NAME=FOLDER")
+        if name in dict(named):
+            raise UserError(f"--predictions {text}: the name {name} is used twice; give each folder its own")
+        named.append((name, Path(folder)))
+    if len(named) < 2:
+        raise UserError(f"--predictions {texts[0]}: nothing to compare it with; name at least two folders, the baseline first")
+    return named

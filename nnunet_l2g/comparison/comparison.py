@@ -1,0 +1,107 @@
+"""Everything a report shows, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from nnunet_l2g import __version__
+from nnunet_l2g.comparison import tables
+from nnunet_l2g.comparison.fairness import dropped_warnings, score_warnings
+from nnunet_l2g.comparison.results import Inputs
+from nnunet_l2g.evaluation.cache import Cache
+from nnunet_l2g.evaluation.cases import Options, score_pairs
+from nnunet_l2g.evaluation.names import LESION, Score, with_units
+
+
+@dataclass
+class Comparison:
+    """Tables of one comparison; see comparison/tables.py for their columns.
+
+    shown : the scores, by name
+    shift : method, kind, strength, dice on perturbed images; None if not asked for
+    cost : method, parameters, seconds_per_epoch, epochs, and what was measured
+    """
+
+    inputs: Inputs
+    options: Options
+    resamples: int
+    seed: int
+    command: str
+    shown: dict[str, Score]
+    cases: pd.DataFrame
+    summary: pd.DataFrame
+    paired: pd.DataFrame
+    empty: pd.DataFrame
+    lesion_sizes: pd.DataFrame
+    cost: pd.DataFrame
+    warnings: list[str]
+    shift: pd.DataFrame | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> list[str]:
+        return [method.name for method in self.inputs.methods]
+
+    @property
+    def rows(self) -> list[str]:
+        """Structures, and MEAN if there are several."""
+        names = self.inputs.labels.names
+        return [*names, tables.MEAN] if len(names) > 1 else names
+
+
+def compare(
+    inputs: Inputs,
+    options: Options,
+    cache: Path | None,
+    *,
+    processes: int,
+    resamples: int,
+    seed: int,
+    command: str,
+    cost: pd.DataFrame | None = None,
+    shift: pd.DataFrame | None = None,
+) -> Comparison:
+    """Scores all cases and computes all tables. UserError for files that cannot be compared."""
+    scores = score_pairs(inputs.pairs(), inputs.labels, options, Cache(cache), processes)
+    shown = {name: s for name, s in with_units(inputs.labels.pixels).items() if options.lesions or name not in LESION}
+    cases = tables.case_table(inputs, scores)
+    paired = tables.paired_table(cases, shown, resamples, seed)
+    return Comparison(
+        inputs=inputs,
+        options=options,
+        resamples=resamples,
+        seed=seed,
+        command=command,
+        shown=shown,
+        cases=cases,
+        summary=tables.summary_table(cases, shown),
+        paired=paired,
+        empty=tables.empty_table(cases),
+        lesion_sizes=tables.lesion_size_table(inputs, scores),
+        cost=cost_table(inputs) if cost is None else cost,
+        warnings=[*inputs.warnings, *score_warnings(inputs, scores), *dropped_warnings(paired)],
+        shift=shift,
+        versions={"nnunet_l2g": __version__}
+        | {name: version(name) for name in ("nnunetv2", "torch", "SimpleITK", "numpy", "scipy")},
+    )
+
+
+def cost_table(inputs: Inputs) -> pd.DataFrame:
+    """What checkpoints and logs tell: method, epochs, parameters, seconds_per_epoch (median over folds of medians)."""
+    rows = []
+    for method in inputs.methods:
+        seconds = [curve.seconds_per_epoch for curve in method.curves.values() if curve.seconds_per_epoch is not None]
+        epochs = sorted(set(method.epochs.values()))
+        rows.append(
+            {
+                "method": method.name,
+                "epochs": epochs[-1] if epochs else None,
+                "parameters": method.parameters,
+                "seconds_per_epoch": pd.Series(seconds).median() if seconds else None,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,149 @@
+"""What makes a comparison unfair although its cases match; said loudly, not refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from nnunet_l2g.comparison.models import Model, nnunet_folder
+from nnunet_l2g.comparison.results import Inputs, Method, read_plans
+from nnunet_l2g.comparison.summaries import disagreements
+from nnunet_l2g.errors import UserError
+from nnunet_l2g.evaluation.folders import some
+
+FEW_CASES = 6  # below, no two-sided Wilcoxon test can reach p < 0.05
+NOT_COMPARED = ("data_identifier", "architecture", "network_arch_class_name")  # the method's own business, or only a name
+
+
+def model_warnings(models: list[Model], folds: list[str], methods: list[Method], dataset: str) -> list[str]:
+    """Differences of plans, epochs and splits, checkpoints newer than their validation, and folds that prove little."""
+    warnings = [*_plans(models), *_epochs(methods), *_stale(models, folds), *_splits(methods, dataset)]
+    if "all" in folds:
+        warnings.append("Fold all validates on its own training cases: these scores say nothing about new images.")
+    elif len(folds) < 5:
+        named = f"{'Folds' if len(folds) > 1 else 'Fold'} {', '.join(folds)}"
+        warnings.append(
+            f"{named} only: differences between folds are often larger than between methods; five folds, or a test set, tell "
+            "more."
+        )
+    return warnings
+
+
+def score_warnings(inputs: Inputs, scores: dict[tuple[str, str], dict[str, dict]]) -> list[str]:
+    """Too few cases for the test, and Dice that is not what nnU-Net's summary says."""
+    warnings = []
+    if len(inputs.cases) < FEW_CASES:
+        warnings.append(
+            f"{len(inputs.cases)} cases: a Wilcoxon signed-rank test needs at least {FEW_CASES} to reach p < 0.05, "
+            "and bootstrap intervals of so few are too narrow."
+        )
+    for method in inputs.methods:
+        mine = {case: scores[method.name, case] for case in inputs.cases}
+        different = disagreements(method.summaries, mine, inputs.labels.structures)
+        if different:
+            warnings.append(
+                f"{method.name}: Dice of {some(different)} is not what nnU-Net's summary.json says; predictions or "
+                "references changed after the validation. Validate again (nnUNetv2_train ... --val)."
+            )
+    return warnings
+
+
+def dropped_warnings(paired: pd.DataFrame) -> list[str]:
+    """Cases that count for one method only: the structure is not in the reference, and one of the two invented it."""
+    rows = paired[(paired["score"] == "dice") & (paired["dropped"] > 0)]
+    return [
+        f"{row.structure}: {row.dropped} cases are left out of the difference between {row.method} and {row.baseline}: their "
+        "references do not have it, and only one of the two predicted it there. See the table of empty structures."
+        for row in rows.itertuples()
+    ]
+
+
+def _plans(models: list[Model]) -> list[str]:
+    first = _resolved(models[0])
+    warnings = []
+    for model in models[1:]:
+        other = _resolved(model)
+        keys = sorted({*first, *other} - set(NOT_COMPARED))
+        differences = [
+            f"{key} {_short(first.get(key))} / {_short(other.get(key))}" for key in keys if first.get(key) != other.get(key)
+        ]
+        if differences:
+            warnings.append(
+                f"{models[0].name} and {model.name} were trained with other plans: {'; '.join(differences)}. "
+                "The difference between them is not the method's alone."
+            )
+    return warnings
+
+
+def _resolved(model: Model) -> dict:
+    """The configuration with what it inherits."""
+    plans = read_plans(model)
+    name, chain = model.configuration, []
+    while name is not None and name not in chain:
+        chain.append(name)
+        name = plans["configurations"].get(name, {}).get("inherits_from")
+    resolved: dict = {}
+    for name in reversed(chain):
+        resolved |= plans["configurations"].get(name, {})
+    resolved.pop("inherits_from", None)
+    return resolved | {"backbone": _backbone(resolved)}
+
+
+def _backbone(configuration: dict) -> object:
+    """Width and depth of the planned network, without its class."""
+    arguments = configuration.get("architecture", {}).get("arch_kwargs", {})
+    return {key: arguments.get(key) for key in ("n_stages", "features_per_stage", "strides")} if arguments else None
+
+
+def _epochs(methods: list[Method]) -> list[str]:
+    lengths = {method.name: sorted(set(method.epochs.values())) for method in methods}
+    if len({tuple(values) for values in lengths.values()}) < 2 and all(len(values) < 2 for values in lengths.values()):
+        return []
+    shown = ", ".join(f"{name} {' and '.join(map(str, values))}" for name, values in lengths.items())
+    return [f"Trained for other numbers of epochs: {shown}. Longer training alone may explain a difference."]
+
+
+def _stale(models: list[Model], folds: list[str]) -> list[str]:
+    warnings = []
+    for model in models:
+        for fold in folds:
+            folder = model.fold(fold)
+            written = (folder / "validation" / "summary.json").stat().st_mtime
+            if (folder / "checkpoint_final.pth").stat().st_mtime > written:
+                warnings.append(
+                    f"{folder}: checkpoint_final.pth is newer than validation/summary.json, so the predictions may be "
+                    f"an older training's. Validate again (nnUNetv2_train ... {fold} --val)."
+                )
+            if (folder / "checkpoint_latest.pth").is_file():
+                warnings.append(
+                    f"{folder}: beside checkpoint_final.pth lies checkpoint_latest.pth, so another training began "
+                    "here after the one that is compared."
+                )
+    return warnings
+
+
+def _splits(methods: list[Method], dataset: str) -> list[str]:
+    """The cases that were validated are those of splits_final.json, if it can be found."""
+    try:
+        path = nnunet_folder("preprocessed") / dataset / "splits_final.json"
+        splits = json.loads(path.read_text(encoding="utf-8"))
+    except (UserError, OSError, ValueError):
+        return []
+    return [warning for fold in sorted(set(methods[0].folds.values())) for warning in _split(methods[0], fold, splits, path)]
+
+
+def _split(method: Method, fold: str, splits: list[dict], path: Path) -> list[str]:
+    if not fold.isdigit() or int(fold) >= len(splits):
+        return []
+    validated = {case for case, number in method.folds.items() if number == fold}
+    different = sorted(validated ^ set(splits[int(fold)]["val"]))
+    if not different:
+        return []
+    return [f"{path} has another fold {fold} than the models validated ({some(different)}): it was changed after training."]
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

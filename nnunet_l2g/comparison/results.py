@@ -1,0 +1,195 @@
+"""Reads what is to be compared: finished folds of models, or folders of predictions. Unequal case lists are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_l2g.comparison.checkpoint import read_checkpoint
+from nnunet_l2g.comparison.curves import Curves, read_logs
+from nnunet_l2g.comparison.models import Model, nnunet_folder
+from nnunet_l2g.comparison.summaries import read_summary
+from nnunet_l2g.errors import UserError
+from nnunet_l2g.evaluation.cases import Pair
+from nnunet_l2g.evaluation.folders import references_for, segmentations, some
+from nnunet_l2g.evaluation.labels import Labels, read_dataset_json, read_labels
+
+
+@dataclass
+class Method:
+    """One side of the comparison.
+
+    predictions : file of each case
+    folds : the fold that validated each case; empty for folders of predictions
+    epochs, curves : by fold
+    parameters : numbers in the network's state; None if unknown
+    mirroring : axes that prediction mirrors; None for none, or unknown
+    summaries : nnU-Net's Dice by case and label values
+    """
+
+    name: str
+    predictions: dict[str, Path]
+    folds: dict[str, str] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
+    curves: dict[str, Curves] = field(default_factory=dict)
+    parameters: int | None = None
+    mirroring: tuple[int, ...] | None = None
+    summaries: dict[str, dict[tuple[int, ...], float]] = field(default_factory=dict)
+
+
+@dataclass
+class Inputs:
+    """Methods, the baseline first, with the references they share."""
+
+    methods: list[Method]
+    references: dict[str, Path]
+    labels: Labels
+    warnings: list[str]
+
+    @property
+    def cases(self) -> list[str]:
+        return sorted(self.references)
+
+    def pairs(self) -> list[Pair]:
+        """Every case of every method."""
+        return [Pair(m.name, case, self.references[case], m.predictions[case]) for m in self.methods for case in self.cases]
+
+
+def read_models(models: list[Model], folds: list[str], dataset: str, reference: Path | None = None) -> Inputs:
+    """The validation cases of finished folds.
+
+    Parameters
+    ----------
+    models : with all `folds` finished (`check_folds`)
+    reference : folder of references; None takes gt_segmentations in nnUNet_preprocessed
+
+    Raises
+    ------
+    UserError : models of different labels, a damaged summary, validation files that are not the summary's, a case in two
+        folds, unequal case lists, no reference
+    """
+    first = models[0].folder / "dataset.json"
+    for model in models[1:]:
+        theirs = model.folder / "dataset.json"
+        if read_dataset_json(theirs)["labels"] != read_dataset_json(first)["labels"]:
+            raise UserError(f"{theirs} declares other labels than {first}; only models of the same labels can be compared")
+    labels = read_labels(first)
+    methods = [_read_model(model, folds, labels.file_ending) for model in models]
+    check_same_cases(methods)
+    if reference is None:
+        reference = nnunet_folder("preprocessed") / dataset / "gt_segmentations"
+        if not reference.is_dir():
+            raise UserError(
+                f"{reference}: no such folder; run nnUNetv2_plan_and_preprocess, or name the folder of references "
+                "(labelsTr) with --reference"
+            )
+    cases = list(methods[0].predictions)
+    return Inputs(methods, references_for(cases, reference, labels.file_ending), _reread(labels, first, reference), [])
+
+
+def read_folders(predictions: list[tuple[str, Path]], reference: Path, dataset_json: Path | None) -> Inputs:
+    """Folders of predictions of the same cases.
+
+    Parameters
+    ----------
+    predictions : (name, folder), the baseline first
+    dataset_json : None takes the one that nnU-Net put beside the predictions, or beside or above the references
+
+    Raises
+    ------
+    UserError : a folder is missing or empty, case lists differ, a case has no reference, no dataset.json
+    """
+    for name, folder in predictions:
+        if not folder.is_dir():
+            raise UserError(f"--predictions {name}={folder}: no such folder")
+    if not reference.is_dir():
+        raise UserError(f"--reference {reference}: no such folder")
+    if dataset_json is None:
+        places = [*(folder for _, folder in predictions), reference, reference.parent]
+        dataset_json = next((place / "dataset.json" for place in places if (place / "dataset.json").is_file()), None)
+        if dataset_json is None:
+            raise UserError(f"no dataset.json in {', '.join(str(place) for place in places)}; name it with --dataset-json")
+    labels = read_labels(dataset_json)
+    methods = [Method(name, segmentations(folder, labels.file_ending)) for name, folder in predictions]
+    check_same_cases(methods)
+    cases = list(methods[0].predictions)
+    references = references_for(cases, reference, labels.file_ending)
+    warnings = []
+    left = sorted(set(segmentations(reference, labels.file_ending)) - set(cases))
+    if left:
+        warnings.append(
+            f"{len(left)} of {len(left) + len(cases)} references have no prediction and are left out: {some(left)}."
+        )
+    return Inputs(methods, references, _reread(labels, dataset_json, reference), warnings)
+
+
+def check_same_cases(methods: list[Method]) -> None:
+    """UserError unless all methods have the baseline's cases, in the same folds; nothing is averaged over other sets."""
+    first = methods[0]
+    for method in methods[1:]:
+        only = [
+            f"only {one.name} has {some(sorted(extra))}"
+            for one, other in ((first, method), (method, first))
+            if (extra := set(one.predictions) - set(other.predictions))
+        ]
+        if only:
+            raise UserError(
+                f"{first.name} and {method.name} have other cases: {'; '.join(only)}. Compare them on the same cases "
+                "(the same splits_final.json for trainings, the same images for predictions)"
+            )
+        moved = [case for case, fold in method.folds.items() if first.folds.get(case) != fold]
+        if moved:
+            raise UserError(
+                f"{first.name} and {method.name} validate {some(moved)} in other folds: they were trained with "
+                "other splits; train both with one splits_final.json"
+            )
+
+
+def _read_model(model: Model, folds: list[str], ending: str) -> Method:
+    method = Method(model.name, {})
+    for fold in folds:
+        folder = model.fold(fold)
+        validation = folder / "validation"
+        files = segmentations(validation, ending)
+        summary = read_summary(validation / "summary.json")
+        evaluated = {name.removesuffix(ending) for name in summary}
+        if evaluated != set(files):
+            raise UserError(
+                f"{validation}: holds {len(files)} segmentations, its summary.json {len(evaluated)}; they differ in "
+                f"{some(sorted(evaluated ^ set(files)))}; validate again: nnUNetv2_train ... {fold} --val"
+            )
+        twice = [case for case in files if case in method.predictions]
+        if twice:
+            raise UserError(
+                f"{model.folder}: {some(twice)} validated in fold {method.folds[twice[0]]} and in fold {fold}; cases "
+                "have to be independent, so name folds that share none"
+            )
+        method.predictions |= files
+        method.folds |= dict.fromkeys(files, fold)
+        method.summaries |= {name.removesuffix(ending): scores for name, scores in summary.items()}
+        checkpoint = read_checkpoint(folder / "checkpoint_final.pth")
+        method.curves[fold] = read_logs(folder) if checkpoint is None else checkpoint.curves
+        method.epochs[fold] = method.curves[fold].epochs if checkpoint is None else checkpoint.epochs
+        if checkpoint is not None:
+            method.parameters, method.mirroring = checkpoint.parameters, checkpoint.mirroring
+    return method
+
+
+def _reread(labels: Labels, dataset_json: Path, reference: Path) -> Labels:
+    """The labels with a reader that was tried on one of the references: nnU-Net's own way to choose it."""
+    return read_labels(dataset_json, next(iter(segmentations(reference, labels.file_ending).values())))
+
+
+def read_plans(model: Model) -> dict:
+    """plans.json of a trained model. UserError if it is missing or damaged, or lacks the configuration."""
+    path = model.folder / "plans.json"
+    try:
+        plans = json.loads(path.read_text(encoding="utf-8"))
+        plans["configurations"][model.configuration]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be used ({type(error).__name__}: {error}); expected the plans that nnU-Net put beside "
+            f"the model, with the configuration {model.configuration}"
+        ) from error
+    return plans

@@ -1,0 +1,104 @@
+"""What is to be evaluated, as dataset.json says: labels or regions by name, and the ignore label."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_l2g.errors import UserError
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The structures of a dataset.
+
+    structures : (name, label values that belong to it), in dataset.json's order, without background
+    known : every value that a segmentation may hold
+    ignore : value of unannotated voxels in the reference, or None
+    file_ending : of the segmentations, with the dot
+    reader : nnU-Net's reader class
+    """
+
+    structures: tuple[tuple[str, tuple[int, ...]], ...]
+    known: tuple[int, ...]
+    ignore: int | None
+    file_ending: str
+    reader: type
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.structures]
+
+    @property
+    def pixels(self) -> bool:
+        """Whether distances are pixels, because the files hold no spacing."""
+        return self.reader.__name__ == "NaturalImage2DIO"
+
+    def mask(self, segmentation: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
+        """Where the segmentation has one of these values; bool, of its shape."""
+        return segmentation == values[0] if len(values) == 1 else np.isin(segmentation, values)
+
+
+def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
+    """Reads dataset.json with nnU-Net's LabelManager and chooses nnU-Net's reader.
+
+    Parameters
+    ----------
+    dataset_json : nnU-Net's file
+    example : a segmentation that the reader has to be able to open; None: the first reader of the file ending
+
+    Raises
+    ------
+    UserError : the file is missing, no JSON, or not what nnU-Net expects; no structure; no reader
+    """
+    content = read_dataset_json(dataset_json)
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    try:
+        manager = LabelManager(content["labels"], regions_class_order=content.get("regions_class_order"))
+        structures = tuple(
+            (name, tuple(int(value) for value in (values if isinstance(values, (list, tuple)) else [values])))
+            for name, values in content["labels"].items()
+            if name not in ("background", "ignore") and values not in (0, [0])
+        )
+        known = tuple(int(value) for value in manager.all_labels)
+        ignore, ending = manager.ignore_label, content["file_ending"]
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{dataset_json}: not a dataset.json that nnU-Net can use ({error!r}); mend it, or name another with --dataset-json"
+        ) from error
+    if not structures:
+        raise UserError(f"{dataset_json}: no label beside background; there is nothing to evaluate")
+    return Labels(structures, known, ignore, ending, _reader(content, dataset_json, example))
+
+
+def read_dataset_json(path: Path) -> dict:
+    """The file's content. UserError if it is missing or no JSON object with labels."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); nnU-Net's dataset.json is needed") from error
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON ({error}); mend it, or name another with --dataset-json") from error
+    if not isinstance(content, dict) or "labels" not in content:
+        raise UserError(f'{path}: has no "labels"; expected nnU-Net\'s dataset.json')
+    return content
+
+
+def _reader(content: dict, dataset_json: Path, example: Path | None) -> type:
+    from nnunet_l2g.lookup import quiet
+
+    try:
+        with quiet():
+            from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+            return determine_reader_writer_from_dataset_json(content, None if example is None else str(example), verbose=False)
+    except RuntimeError as error:
+        where = f"; {example} cannot be opened" if example else ""
+        raise UserError(
+            f"{dataset_json}: nnU-Net has no reader for {content['file_ending']!r}{where}; expected a format "
+            "that it supports, such as .nii.gz or .png"
+        ) from error

@@ -1,0 +1,210 @@
+"""Stages: what a trainer trains before the segmenter, inside the same nnUNetv2_train, with a checkpoint of its own."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from nnunet_l2g.errors import UserError
+from nnunet_l2g.layers.distributed import mean_over_ranks
+from nnunet_l2g.training.checkpoints import write_atomically
+from nnunet_l2g.training.figure import draw_diagnostics
+
+
+class Stage(ABC):
+    """One stage: a name, a length, a step, and what of it goes to its checkpoint.
+
+    Parameters
+    ----------
+    epochs, iterations, validation_iterations : int
+        Length, and steps in each epoch.
+    settings : mapping
+        JSON-able; a checkpoint with other settings is foreign and is refused.
+
+    Attributes
+    ----------
+    name : str
+        Of the stage; its files are stage_<name>.pth and progress_<name>.png.
+    module : nn.Module
+        What is trained; it is part of the trainer's network.
+    keys : tuple of str
+        Of the numbers that a training and a validation step return, for log and figure.
+    """
+
+    name: str
+    module: nn.Module
+    keys: tuple[str, ...]
+
+    def __init__(self, epochs: int, iterations: int, validation_iterations: int, settings: Mapping):
+        self.epochs, self.iterations, self.validation_iterations = epochs, iterations, validation_iterations
+        lengths = {"epochs": epochs, "iterations": iterations}
+        self.settings = {**settings, **lengths}
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Called before the first step, also when resuming: thaws `module` and makes the optimisers."""
+
+    @abstractmethod
+    def train_step(self, batch: dict) -> dict[str, float]:
+        """One optimiser step on a batch of nnU-Net's training loader; this process's numbers by key."""
+
+    @abstractmethod
+    def validation_step(self, batch: dict) -> dict[str, float]:
+        """Numbers for a batch of the validation loader, without gradient."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Called after the last epoch, and when a finished stage is loaded: freezes what was trained."""
+
+    def end_epoch(self, epoch: int, values: Mapping[str, float], log: Callable[[str], None]) -> None:  # noqa: B027
+        """Called on rank 0 after each epoch (0, 1, ...) with its mean numbers, `train_<key>` and `validation_<key>`."""
+
+    def state_dict(self) -> dict:
+        """Optimisers and the like; tensors and plain Python only. `module` is saved beside it."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:  # noqa: B027
+        """The inverse, after `begin`."""
+
+
+def run_stage(
+    stage: Stage,
+    network: nn.Module,
+    training: Callable[[], dict],
+    validation: Callable[[], dict],
+    folder: str,
+    log: Callable[[str], None],
+    resume: bool = False,
+    save: bool = True,
+    save_every: int = 1,
+    rank: int = 0,
+) -> None:
+    """Runs a stage to its end, or from where its checkpoint stopped.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The whole network, saved too: a run that began with -pretrained_weights cannot be given them again with --c.
+    training, validation
+        Return the next batch.
+    folder, log
+        For checkpoint and figure; called with one line an epoch.
+    resume : bool
+        Whether a checkpoint in `folder` is continued (--c). The stage of another trainer is taken too if its settings are the
+        same, so that twins can share it; the rest of that trainer's network is not.
+    save, save_every, rank
+        Whether checkpoints are written, every how many epochs, and by which process (0 alone).
+
+    Raises
+    ------
+    UserError
+        If the checkpoint cannot be read, or was made with other settings.
+    FloatingPointError
+        If a training loss is not finite; the checkpoint is from before.
+    """
+    file = Path(folder, f"stage_{stage.name}.pth")
+    history: dict[str, list[float]] = {key: [] for part in ("train", "validation") for key in _named(stage.keys, part)}
+    start = 0
+    stage.begin()
+    if resume and file.is_file():
+        checkpoint = load_stage(file, stage)
+        start, history = checkpoint["epoch"], checkpoint["history"]
+        stage.module.load_state_dict(checkpoint["module"])
+        if checkpoint["network"].keys() == network.state_dict().keys():
+            network.load_state_dict(checkpoint["network"])
+        if start < stage.epochs:
+            stage.load_state_dict(checkpoint["stage"])
+        log(f"stage {stage.name}: {start} of {stage.epochs} epochs are in {file}")
+    elif resume:
+        log(f"stage {stage.name}: no checkpoint {file}, it starts from the beginning")
+    for epoch in range(start, stage.epochs):
+        began = time.time()
+        values = _epoch(stage, epoch, training, validation, log, rank)
+        for key, value in values.items():
+            history[key].append(value)
+        line = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        log(f"stage {stage.name}, epoch {epoch + 1} of {stage.epochs}: {line} ({time.time() - began:.1f} s)")
+        if rank:
+            continue
+        stage.end_epoch(epoch, values, log)
+        draw_diagnostics(history, list(history), f"{folder}/progress_{stage.name}.png")
+        if save and ((epoch + 1) % save_every == 0 or epoch + 1 == stage.epochs):
+            contents = {
+                "format": 1,
+                "name": stage.name,
+                "settings": stage.settings,
+                "epoch": epoch + 1,
+                "history": history,
+                "module": stage.module.state_dict(),
+                "network": network.state_dict(),
+                "stage": stage.state_dict(),
+            }
+            write_atomically(lambda partial, contents=contents: torch.save(contents, partial), str(file))
+    stage.end()
+
+
+def _named(keys: tuple[str, ...], part: str) -> list[str]:
+    return [f"{part}_{key}" for key in keys]
+
+
+def _epoch(stage: Stage, epoch: int, training, validation, log, rank: int) -> dict[str, float]:
+    """Means over an epoch's steps and over processes."""
+    values: dict[str, float] = {}
+    stage.module.train()
+    bar = tqdm(range(stage.iterations), f"{stage.name} {epoch + 1}/{stage.epochs}", leave=False, disable=rank > 0 or None)
+    steps = [_finite_step(stage, epoch, training(), log) for _ in bar]
+    values |= _means(stage.keys, "train", steps)
+    stage.module.eval()
+    with torch.no_grad():
+        steps = [stage.validation_step(validation()) for _ in range(stage.validation_iterations)]
+    return values | _means(stage.keys, "validation", steps)
+
+
+def _finite_step(stage: Stage, epoch: int, batch: dict, log) -> dict[str, float]:
+    step = stage.train_step(batch)
+    if not all(np.isfinite(value) for value in step.values()):
+        message = (
+            f"stage {stage.name}: {step} in epoch {epoch + 1} (cases {list(batch.get('keys', []))}). Training stops; the "
+            "stage's checkpoint is from before. Look for NaN or Inf in these images, and continue with --c."
+        )
+        log(message)
+        raise FloatingPointError(message)
+    return step
+
+
+def _means(keys: tuple[str, ...], part: str, steps: list[dict[str, float]]) -> dict[str, float]:
+    means = mean_over_ranks([float(np.mean([step[key] for step in steps])) for key in keys])
+    return dict(zip(_named(keys, part), means, strict=True))
+
+
+def load_stage(file: Path, stage: Stage) -> dict:
+    """A stage's checkpoint; UserError if it is broken or foreign. Never unpickles code."""
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{file} cannot be read: broken, or not a checkpoint of ours ({type(error).__name__}). Remove it and continue "
+            f"with --c: the stage {stage.name} is then trained again."
+        ) from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != 1 or checkpoint.get("name") != stage.name:
+        raise UserError(f"{file} is not a checkpoint of the stage {stage.name}. Remove it and continue with --c.")
+    theirs = checkpoint["settings"]
+    differences = [
+        f"{key}: there {theirs.get(key, 'none')!r}, here {stage.settings.get(key, 'none')!r}"
+        for key in sorted(theirs.keys() | stage.settings.keys())
+        if theirs.get(key) != stage.settings.get(key)
+    ]
+    if differences:
+        raise UserError(
+            f"{file} belongs to another training ({'; '.join(differences)}). Remove it and continue with --c, or start "
+            "without --c."
+        )
+    return checkpoint

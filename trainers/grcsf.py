@@ -1,0 +1,147 @@
+"""nnUNetTrainerGRCSF, its twins, and the control with the same loss."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+
+from nnunet_l2g.architectures import GRCSF
+from nnunet_l2g.architectures.plan_network import decode_settings
+from nnunet_l2g.errors import UserError
+from nnunet_l2g.inspection.compensation import draw_compensation
+from nnunet_l2g.inspection.patch import has_foreground, labelled_patch
+from nnunet_l2g.trainers.base import PluginTrainer
+from nnunet_l2g.training.autoencoder_stage import AutoencoderStage
+from nnunet_l2g.training.focal import use_focal_loss
+from nnunet_l2g.training.stages import Stage
+
+
+class nnUNetTrainerGRCSF(PluginTrainer):
+    """GRCSF on nnU-Net's plans: first a masked autoencoder on the fold's training images, then the segmenter it guides.
+
+    Attributes
+    ----------
+    pretraining_share : float
+        Epochs of the autoencoder for each epoch of the segmenter, with as many iterations; at least one.
+    leave_out_labelled : bool
+        Tokens with a labelled voxel stay out of the autoencoder's loss: it learns what is healthy.
+    weight_dice : float
+        Of Dice beside the focal loss.
+    picture_every : int
+        Epochs between two pictures compensation.png; the last epoch always has one.
+    """
+
+    network_class = GRCSF
+    figure_name = "progress_grcsf.png"
+    pretraining_share = 0.5
+    leave_out_labelled = True
+    weight_dice = 1.0
+    picture_every = 10
+
+    def _build_loss(self):
+        return use_focal_loss(super()._build_loss(), weight_dice=self.weight_dice)
+
+    def get_tr_and_val_datasets(self):
+        """nnU-Net's, refused before any training if there is nothing to learn from."""
+        training, validation = super().get_tr_and_val_datasets()
+        cases = list(training.identifiers)
+        if len(cases) < 2:
+            raise UserError(
+                f"fold {self.fold} has {len(cases)} training case, expected at least 2: the masked autoencoder would memorise "
+                "it. Use a fold with more cases, or `all`."
+            )
+        if not any(has_foreground(training.load_case(case)[3]) for case in cases):
+            raise UserError(
+                f"fold {self.fold} has no labelled voxel in its {len(cases)} training cases: nothing to segment can be "
+                "learnt. Look at labelsTr, or at splits_final.json."
+            )
+        return training, validation
+
+    def stages(self) -> list[Stage]:
+        autoencoder = self.raw_network.autoencoder
+        if autoencoder is None:
+            return []
+        network = decode_settings(self.raw_network.settings)
+        settings = {key: value for key, value in network.items() if key.startswith(("autoencoder_", "channels", "token_size"))}
+        settings |= {
+            "dataset": self.plans_manager.dataset_name,
+            "plans": self.plans_manager.plans_name,
+            "configuration": self.configuration_name,
+            "fold": self.fold,
+            "batch_size": self.batch_size,
+        }
+        stage = AutoencoderStage(
+            autoencoder,
+            self.device,
+            epochs=max(1, round(self.pretraining_share * self.num_epochs)),
+            iterations=self.num_iterations_per_epoch,
+            validation_iterations=self.num_val_iterations_per_epoch,
+            settings=settings,
+            leave_out_labelled=self.leave_out_labelled,
+            draw=lambda: self.draw_picture("the autoencoder trains"),
+        )
+        return [stage]
+
+    def on_epoch_end(self):
+        super().on_epoch_end()  # counts the epoch
+        if self.local_rank == 0 and (self.current_epoch % self.picture_every == 0 or self.current_epoch == self.num_epochs):
+            self.draw_picture(f"epoch {self.current_epoch} of {self.num_epochs}")
+
+    @cached_property
+    def _pictured(self):
+        return labelled_patch(self.get_tr_and_val_datasets()[1], self.configuration_manager.patch_size)
+
+    def draw_picture(self, when: str) -> None:
+        """compensation.png in the output folder: the same validation patch each time."""
+        network = self.raw_network
+        image = torch.from_numpy(self._pictured.image)[None].to(self.device)  # (1, C, *patch)
+        explained = {key: value[0].cpu().numpy() for key, value in network.explain(image).items()}
+        logits = torch.from_numpy(explained["logits"])
+        prediction = self.label_manager.convert_logits_to_segmentation(logits).numpy()  # (*patch)
+        labels = {v: k for k, v in self.dataset_json["labels"].items() if isinstance(v, int) and v > 0}
+        if self.label_manager.has_regions:
+            labels = dict(zip(self.dataset_json["regions_class_order"], self._region_names(), strict=True))
+        caption = f"{self.plans_manager.dataset_name}, validation case {self._pictured.case}, {when}"
+        filename = f"{self.output_folder}/compensation.png"
+        draw_compensation(self._pictured.image, self._pictured.reference, prediction, explained, labels, caption, filename)
+
+    def _region_names(self) -> list[str]:
+        names = [k for k, v in self.dataset_json["labels"].items() if k != "ignore" and v != 0]
+        return names
+
+
+class nnUNetTrainerGRCSFFocal(nnUNetTrainerGRCSF):
+    """Focal loss alone, as for coronary calcium in the paper."""
+
+    weight_dice = 0.0
+
+
+class nnUNetTrainerGRCSFNoGCU(nnUNetTrainerGRCSF):
+    """Twin: no Global Compensation Unit."""
+
+    network_settings = {"gcu": False}
+
+
+class nnUNetTrainerGRCSFNoRCU(nnUNetTrainerGRCSF):
+    """Twin: no Region Compensation Unit, so no autoencoder either."""
+
+    network_settings = {"residual": None}
+
+
+class nnUNetTrainerGRCSFOtherResidual(nnUNetTrainerGRCSF):
+    """Twin: the Region Compensation Unit is shown another image's residual maps. Is it the map, or the parameters?"""
+
+    network_settings = {"residual": "other"}
+
+
+class nnUNetTrainerGRCSFDoGResidual(nnUNetTrainerGRCSF):
+    """Twin: a difference of Gaussians in the place of the residual maps."""
+
+    network_settings = {"residual": "dog"}
+
+
+class nnUNetTrainerDiceFocal(nnUNetTrainerGRCSF):
+    """Control: plain nnU-Net with GRCSF's loss."""
+
+    network_settings = {"gcu": False, "residual": None}
