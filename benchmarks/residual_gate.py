@@ -1,18 +1,22 @@
 """Do the autoencoder's residual maps find lesions better than edges do? The gate before any segmenter is trained.
 
-    python benchmarks/residual_gate.py --model RESULTS/DATASET/TRAINER__PLANS__CONFIGURATION --fold 0 --output gate.json
+python benchmarks/residual_gate.py --model RESULTS/DATASET/TRAINER__PLANS__CONFIGURATION [--fold 0] [-o gate.json]
 
 Reads the stage's checkpoint (stage_autoencoder.pth) and the fold's preprocessed validation cases. For each lesion class and
 each map: average precision of its voxels against unlabelled ones, and mean inside the lesion over mean in a ring around it
-(unlabelled voxels within --ring voxels), both averaged over cases that have the class. Controls: a difference of Gaussians and
-|x - blur(x)| at several scales. Each map is read in three ways (absolute, positive, negative; mean over channels), and its
-best way for the class is taken, for the controls too.
+(unlabelled voxels within --ring voxels), both averaged over cases that have the class. Controls: a difference of Gaussians
+(G_s - G_2s, s = 1, 2, 4 voxels) and x - G_s x (s = 2, 4, 8). A difference of Gaussians smooths; so that noise alone does not
+decide, the autoencoder's maps are read smoothed too, by G_1 and G_2. Every map is read in three ways (absolute, positive,
+negative; mean over channels), and its best way for the class is taken, for the controls as for ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import binary_dilation
 from sklearn.metrics import average_precision_score
+from timing import choose_device, conditions, write_json
 from tqdm import tqdm
 
 from nnunet_l2g.layers.residual_maps import gaussian_blur
@@ -29,15 +34,15 @@ from nnunet_l2g.trainers import nnUNetTrainerGRCSF
 WAYS = {"absolute": np.abs, "positive": lambda r: np.maximum(r, 0), "negative": lambda r: np.maximum(-r, 0)}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder with plans.json and fold_<F>")
-    parser.add_argument("--preprocessed", type=Path, required=True, help="the dataset's folder in nnUNet_preprocessed")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--ring", type=int, default=10, help="voxels")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the result as JSON")
     args = parser.parse_args()
+    device = choose_device(args.device)
 
     plans = PlansManager(json.loads((args.model / "plans.json").read_text()))
     configuration = plans.get_configuration(args.model.name.split("__")[2])
@@ -48,10 +53,11 @@ def main() -> None:
     network = nnUNetTrainerGRCSF.build_network_architecture(plans, configuration, channels, len(labels) + 1, False)
     autoencoder = network.autoencoder
     autoencoder.load_state_dict(stage["module"])
-    autoencoder.eval().to(args.device)
+    autoencoder.eval().to(device)
 
-    folder = args.preprocessed / configuration.data_identifier
-    cases = json.loads((args.preprocessed / "splits_final.json").read_text())[args.fold]["val"]
+    preprocessed = Path(os.environ["nnUNet_preprocessed"], plans.dataset_name)
+    folder = preprocessed / configuration.data_identifier
+    cases = json.loads((preprocessed / "splits_final.json").read_text())[args.fold]["val"]
     dataset = infer_dataset_class(str(folder))(str(folder), cases)
     scores: dict[str, dict[str, list]] = {}
     for case in tqdm(cases, "cases"):
@@ -59,23 +65,23 @@ def main() -> None:
         image, reference = image[:], reference[0]
         if len(configuration.patch_size) == 2:
             image, reference = image[:, 0], reference[0]
-        for name, residual in residual_maps(autoencoder, image, args.device).items():
+        for name, residual in residual_maps(autoencoder, image, device).items():
             for value, label in labels.items():
                 if (reference == value).any():
                     found = score(residual, reference, value, args.ring)
                     scores.setdefault(label, {}).setdefault(name, []).append(found)
-    result = {
+    result = conditions(device) | {
         "dataset": plans.dataset_name, "plans": plans.plans_name, "fold": args.fold, "cases": len(cases), "ring": args.ring,
         "epochs": stage["epoch"], "history": stage["history"], "settings": stage["settings"],
         "classes": {label: {name: best(values) for name, values in maps.items()} for label, maps in scores.items()},
     }  # fmt: skip
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
     print_table(result["classes"])
-    print(f"written: {args.output}")
+    write_json(result, args.output)
+    return 0
 
 
 @torch.no_grad()
-def residual_maps(autoencoder, image: np.ndarray, device: str) -> dict[str, np.ndarray]:
+def residual_maps(autoencoder, image: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
     """Signed maps (C, *spatial) by name; the image is padded to whole tokens."""
     x = torch.from_numpy(image.astype(np.float32))[None].to(device)
     pad = [
@@ -91,6 +97,8 @@ def residual_maps(autoencoder, image: np.ndarray, device: str) -> dict[str, np.n
     maps |= {
         f"|x - mean|, {ratio} %": (x - r.mean[(slice(None), slice(None), *crop)])[0] for ratio, r in reconstructions.items()
     }
+    for name, sigma in itertools.product(list(maps), (1, 2)):
+        maps[f"{name}, smoothed {sigma}"] = gaussian_blur(maps[name][None], sigma)[0]
     for sigma in (1, 2, 4):
         maps[f"difference of Gaussians {sigma}"] = (gaussian_blur(x, sigma) - gaussian_blur(x, 2 * sigma))[0]
     for sigma in (2, 4, 8):
@@ -125,13 +133,13 @@ def best(cases: list[dict]) -> dict:
 
 def print_table(classes: dict) -> None:
     for label, maps in classes.items():
-        print(f"\n{label}")
+        print(f"\n{label}, {next(iter(maps.values()))['cases']} cases")
         for name, values in sorted(maps.items(), key=lambda item: -item[1]["average_precision"]):
             print(
-                f"  {name:28} average precision {values['average_precision']:.4f} ({values['way']}), "
+                f"  {name:32} average precision {values['average_precision']:.4f} ({values['way']}), "
                 f"ratio {values['ratio']:.2f}; absolute {values['absolute']['average_precision']:.4f}"
             )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -153,3 +153,13 @@ def test_step_time_measures_every_network(tmp_path):
     assert all(network["parameters"] > vanilla["parameters"] for network in ours)
     assert "nnUNetTrainerL2GNetSoftmax" in child.stdout
     assert list(tmp_path.iterdir()) == [output]  # nnU-Net's logs went to a temporary folder
+
+
+def test_residual_cost_counts_and_times_both_ways(tmp_path):
+    output = tmp_path / "cost.json"
+    script("residual_cost.py", "--plan", "tiny", "--calls", 1, "--device", "cpu", "-o", output, cwd=tmp_path)
+    result = json.loads(output.read_text())
+    gflop = result["gflop"]
+    assert 0 < gflop["plain network"] < gflop["whole network"] and gflop["maps, complementary"] < gflop["whole network"]
+    assert gflop["maps, five random masks"] > 1.5 * gflop["maps, complementary"]
+    assert all(value > 0 for value in result["median_seconds"].values())

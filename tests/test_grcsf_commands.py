@@ -1,9 +1,13 @@
 """GRCSF through nnU-Net's own command lines: killed in both stages, continued, predicted from the model folder alone."""
 
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,3 +89,15 @@ def test_a_broken_stage_is_refused_before_an_epoch(planned, model):
         "nnUNetv2_train", 981, "2d", 0, "-tr", fold.parent.name.split("__")[0], "-device", "cpu", "--c", fails=True
     )
     assert "stage_autoencoder.pth cannot be read" in output and "Epoch" not in output
+
+
+def test_the_gate_reads_the_stage_and_compares_with_edges(planned, model, tmp_path):
+    """benchmarks/residual_gate.py, for one class on the validation cases."""
+    script = Path(__file__).parents[1] / "benchmarks" / "residual_gate.py"
+    command = [sys.executable, script, "--model", model, "--device", "cpu", "-o", tmp_path / "gate.json"]
+    subprocess.run(list(map(str, command)), check=True, env=planned.environment, stdout=subprocess.DEVNULL)
+    result = json.loads((tmp_path / "gate.json").read_text())
+    assert result["epochs"] == 2 and set(result["classes"]) <= {"left_ventricle", "myocardium", "right_ventricle"}
+    for maps in result["classes"].values():
+        assert {"autoencoder 50 %", "autoencoder 75 %, smoothed 2", "difference of Gaussians 1", "x - blur 8"} <= set(maps)
+        assert all(0 < found["average_precision"] <= 1 and found["ratio"] > 0 for found in maps.values())
