@@ -31,7 +31,7 @@ class GRCSF(PlanNetwork):
     backbone : nn.Module
         See PlanNetwork.
     patch_size, token_size : sequence of int
-        (D,) voxels; `choose_token_size` finds a token size.
+        (D,) voxels; `choose_token_size` finds a token size. It may be None if `residual` is.
     gcu : bool
         False leaves out the GlobalCompensationUnits (twin).
     residual : str or None
@@ -66,7 +66,7 @@ class GRCSF(PlanNetwork):
         self,
         backbone: nn.Module,
         patch_size: Sequence[int],
-        token_size: Sequence[int],
+        token_size: Sequence[int] | None,
         gcu: bool = True,
         residual: str | None = "autoencoder",
         rcu_levels: int = 3,
@@ -78,7 +78,7 @@ class GRCSF(PlanNetwork):
         if rcu_levels < 1:
             raise ValueError(f"rcu_levels is {rcu_levels}, expected at least 1; residual=None leaves the units out")
         channels = _input_channels(backbone)
-        autoencoder = {"width": {2: 256, 3: 384}[len(patch_size)], **(autoencoder or {})}
+        autoencoder = MaskedAutoencoder.resolve({"width": {2: 256, 3: 384}[len(patch_size)], **(autoencoder or {})})
         settings = {
             "network": "GRCSF", "format": self.FORMAT, "channels": channels, "gcu": gcu, "residual": residual,
         }  # fmt: skip
@@ -87,7 +87,8 @@ class GRCSF(PlanNetwork):
         if residual in ("autoencoder", "other"):
             settings |= {f"autoencoder_{key}": value for key, value in autoencoder.items()}
         super().__init__(backbone, settings)
-        self.residual, self.patch_size, self.token_size = residual, tuple(patch_size), tuple(token_size)
+        self.residual, self.patch_size = residual, tuple(patch_size)
+        self.token_size = None if residual is None else tuple(token_size)
         dims, widths = len(self.patch_size), list(self.encoder.output_channels)
         self.gcu = nn.ModuleList(
             GlobalCompensationUnit(width, below, dims) for width, below in itertools.pairwise(widths) if gcu
@@ -141,8 +142,10 @@ class GRCSF(PlanNetwork):
                 "masked autoencoder must not reconstruct. Train 2d, 3d_lowres or 3d_fullres."
             )
         backbone = cls.backbone_from_plans(configuration_manager, num_input_channels, num_output_channels, deep_supervision)
-        patch, spacing = configuration_manager.patch_size, configuration_manager.spacing
-        token_size = choose_token_size(patch, spacing, _multiples(backbone.encoder.strides, patch))
+        patch, token_size = configuration_manager.patch_size, None
+        if settings.get("residual", "autoencoder") is not None:  # a plain network needs no tokens
+            multiples = _multiples(backbone.encoder.strides, patch)
+            token_size = choose_token_size(patch, configuration_manager.spacing, multiples)
         return cls(backbone, patch, token_size, **settings)
 
     def train(self, mode: bool = True):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import binary_dilation
@@ -28,9 +29,11 @@ from sklearn.metrics import average_precision_score
 from timing import choose_device, conditions, write_json
 from tqdm import tqdm
 
+from nnunet_l2g.layers.masked_autoencoder import SETS
 from nnunet_l2g.layers.residual_maps import gaussian_blur
 from nnunet_l2g.trainers import nnUNetTrainerGRCSF
 
+SAMPLE = 100_000
 WAYS = {"absolute": np.abs, "positive": lambda r: np.maximum(r, 0), "negative": lambda r: np.maximum(-r, 0)}
 
 
@@ -82,21 +85,20 @@ def main() -> int:
 
 @torch.no_grad()
 def residual_maps(autoencoder, image: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
-    """Signed maps (C, *spatial) by name; the image is padded to whole tokens."""
+    """Signed maps (C, *spatial) by name. The autoencoder sees the plan's patches, as in training, side by side."""
     x = torch.from_numpy(image.astype(np.float32))[None].to(device)
-    pad = [
-        n
-        for size, token in zip(reversed(x.shape[2:]), reversed(autoencoder.token_size), strict=True)
-        for n in (0, -size % token)
-    ]
+    patch = [grid * token for grid, token in zip(autoencoder.grid, autoencoder.token_size, strict=True)]
+    pad = [n for size, length in zip(reversed(x.shape[2:]), reversed(patch), strict=True) for n in (0, max(0, length - size))]
     padded = torch.nn.functional.pad(x, pad)
-    crop = tuple(slice(0, size) for size in x.shape[2:])
-    reconstructions = autoencoder(padded)
-    maps = {f"autoencoder {ratio} %": r.residual[0][(slice(None), *crop)] for ratio, r in reconstructions.items()}
+    found = {ratio: [torch.zeros_like(padded) for _ in range(2)] for ratio in SETS}
+    for start in itertools.product(*compute_steps_for_sliding_window(tuple(padded.shape[2:]), tuple(patch), 1.0)):
+        tile = (..., *(slice(a, a + length) for a, length in zip(start, patch, strict=True)))
+        for ratio, (mean, residual) in autoencoder(padded[tile]).items():
+            found[ratio][0][tile], found[ratio][1][tile] = mean, residual
+    crop = (slice(None), *(slice(0, size) for size in x.shape[2:]))
+    maps = {f"autoencoder {ratio} %": residual[0][crop] for ratio, (_, residual) in found.items()}
     maps["autoencoder mean"] = sum(maps.values()) / len(maps)
-    maps |= {
-        f"|x - mean|, {ratio} %": (x - r.mean[(slice(None), slice(None), *crop)])[0] for ratio, r in reconstructions.items()
-    }
+    maps |= {f"|x - mean|, {ratio} %": x[0] - mean[0][crop] for ratio, (mean, _) in found.items()}
     for name, sigma in itertools.product(list(maps), (1, 2)):
         maps[f"{name}, smoothed {sigma}"] = gaussian_blur(maps[name][None], sigma)[0]
     for sigma in (1, 2, 4):
@@ -110,11 +112,14 @@ def score(residual: np.ndarray, reference: np.ndarray, value: int, ring: int) ->
     """Average precision and inside-to-ring ratio for each way to read the map."""
     lesion, free = reference == value, reference == 0
     around = binary_dilation(lesion, iterations=ring) & free
-    chosen = lesion | free
+    # all lesion voxels, and of the unlabelled ones a sample that stands for all
+    sample = np.random.default_rng(0).permutation(np.flatnonzero(free))[:SAMPLE]
+    chosen = np.concatenate((np.flatnonzero(lesion), sample))
+    weight = np.where(np.arange(len(chosen)) < lesion.sum(), 1.0, free.sum() / max(len(sample), 1))
     found = {}
     for way, read in WAYS.items():
         values = read(residual).mean(0)
-        precision = average_precision_score(lesion[chosen], values[chosen])
+        precision = average_precision_score(lesion.flat[chosen], values.flat[chosen], sample_weight=weight)
         found[way] = {
             "average_precision": float(precision),
             "ratio": float(values[lesion].mean() / max(values[around].mean(), 1e-8)),

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from distributed import run_two_processes
 from planned import PLAIN, RICH
 from test_trainers import make, make_batch
 
 from nnunet_l2g import trainers
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.inspection.patch import has_foreground, labelled_patch
+from nnunet_l2g.layers.masked_autoencoder import MaskedAutoencoder
 from nnunet_l2g.trainers import nnUNetTrainerGRCSF
+from nnunet_l2g.training.autoencoder_stage import AutoencoderStage
 from nnunet_l2g.training.focal import BinaryFocalLoss, FocalLoss
 
 torch.set_num_threads(1)
@@ -64,18 +67,81 @@ def test_the_stage_trains_the_autoencoder_alone_and_the_segmenter_leaves_it(nnun
         assert Path(trainer.output_folder, name).stat().st_size > 1000
 
 
-def test_labelled_and_ignored_tokens_are_left_out_of_the_autoencoders_loss(nnunet_folders):
+def test_labelled_tokens_are_left_out_of_the_autoencoders_loss_and_ignored_ones_are_not(nnunet_folders):
     for dataset in (PLAIN, RICH):
         trainer = make(nnunet_folders, Small, dataset, configuration="2d", leave_out_labelled=True)
         trainer.initialize()
         (stage,) = trainer.stages()
         stage.begin()
         batch = make_batch(trainer, 2)
-        assert stage.validation_step(batch) == {"loss": 0.0, "error": 0.0}
+        assert stage.validation_step(batch) == {}
         batch["target"][0].zero_()
         assert stage.validation_step(batch)["error"] > 0
         batch["target"][0][:, -1] = 1  # regions: the ignore label's own channel
-        assert stage.validation_step(batch)["error"] == 0
+        assert bool(stage.validation_step(batch)) == (dataset == RICH)
+
+
+def test_labels_everywhere_are_refused_with_a_remedy(nnunet_folders):
+    trainer = make(nnunet_folders, Small, configuration="2d", leave_out_labelled=True)
+    with pytest.raises(UserError, match=r"nothing|anything to learn from: every token has a labelled voxel.*= False"):
+        trainer.on_train_start()
+
+
+def test_an_infinite_gradient_stops_the_stage_before_the_weights_are_spoilt(nnunet_folders):
+    trainer = make(nnunet_folders, Small, configuration="2d")
+    trainer.initialize()
+    trainer.network.autoencoder.mask_token.requires_grad_(True).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="stage autoencoder"):
+        trainer.on_train_start()
+    assert all(torch.isfinite(p).all() for p in trainer.network.autoencoder.parameters())
+
+
+def test_controls_without_an_autoencoder_take_any_patch_and_a_single_case(nnunet_folders):
+    folder = nnunet_folders.path("preprocessed", PLAIN)
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans["configurations"]["2d"]["patch_size"] = [37, 41]
+    (folder / "oddPlans.json").write_text(json.dumps(plans))
+    control = make(nnunet_folders, trainers.nnUNetTrainerDiceFocal, plans="oddPlans", configuration="2d")
+    control.initialize()
+    case = training_cases(nnunet_folders)[0]
+    control.do_split = lambda: ([case], [case])
+    control.get_tr_and_val_datasets()
+
+
+def test_a_kill_while_the_loaders_start_leaves_no_old_checkpoint_in_the_way(nnunet_folders):
+    trainer = make(nnunet_folders, Small, configuration="2d")
+    trainer.initialize()
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    fresh = make(nnunet_folders, Small, configuration="2d")
+
+    def killed():
+        raise KeyboardInterrupt
+
+    fresh.get_dataloaders = killed
+    with pytest.raises(KeyboardInterrupt):
+        fresh.on_train_start()
+    assert not Path(fresh.output_folder, "checkpoint_final.pth").exists()
+
+
+def _stage_steps(rank, x):
+    """Two steps of the stage in each process, on images of its own."""
+    torch.manual_seed(rank)  # masks differ between processes
+    autoencoder = MaskedAutoencoder(1, (16, 16), (4, 4), width=16, depth=1, decoder_width=12, decoder_depth=1)
+    autoencoder.load_state_dict(torch.load(x["weights"], weights_only=True))
+    stage = AutoencoderStage(autoencoder, torch.device("cpu"), 1, 2, 1, {})
+    stage.begin()
+    for step in range(2):
+        stage.train_step({"data": x["data"].chunk(2)[rank] + step})
+    return autoencoder.state_dict()
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_stage_keep_the_same_weights(tmp_path):
+    start = MaskedAutoencoder(1, (16, 16), (4, 4), width=16, depth=1, decoder_width=12, decoder_depth=1).state_dict()
+    torch.save(start, tmp_path / "start.pth")
+    first, second = run_two_processes(_stage_steps, {"data": torch.randn(4, 1, 16, 16), "weights": str(tmp_path / "start.pth")})
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert any(not torch.equal(value, start[key]) for key, value in first.items())
 
 
 def test_a_checkpoint_of_the_segmenter_is_from_after_the_stage(nnunet_folders, capsys):
@@ -164,8 +230,7 @@ def test_one_training_case_is_refused(nnunet_folders):
 
 
 def training_cases(planned):
-    splits = json.loads(planned.path("preprocessed", PLAIN, "splits_final.json").read_text())
-    return splits[0]["train"]
+    return make(planned, Small, configuration="2d").do_split()[0]
 
 
 def test_a_fold_without_labels_is_refused(nnunet_folders, monkeypatch):

@@ -95,10 +95,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_at):
     other = Network(seed=5)  # another start, as a new process has
     saved = stop_at // 3
     lines = run(tmp_path, Line(other), other, skip=3 * saved, resume=True)
-    assert (f"{saved} of 4 epochs" in lines[0]) if saved else ("starts from the beginning" in lines[0])
-    if saved:
-        assert torch.equal(other.part.weight, whole.part.weight)
-        assert torch.equal(other.rest.weight, network.rest.weight)  # the whole network is in the checkpoint
+    assert f"{saved} of 4 epochs" in lines[0]
+    assert torch.equal(other.part.weight, whole.part.weight)
+    assert torch.equal(other.rest.weight, network.rest.weight)  # the whole network is in the checkpoint, from the start
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path):
@@ -113,12 +112,17 @@ def test_a_finished_stage_is_not_trained_again(tmp_path):
 
 def test_a_twins_stage_is_taken_without_the_rest_of_its_network(tmp_path):
     network = Network()
-    run(tmp_path, Line(network), network)
+    run(tmp_path, Line(network), network, owner="one")
     twin = Network(seed=5)
-    twin.more = nn.Linear(1, 1)
     rest = twin.rest.weight.clone()
-    run(tmp_path, Line(twin), twin, resume=True)
+    run(tmp_path, Line(twin), twin, resume=True, owner="twin")
     assert torch.equal(twin.part.weight, network.part.weight) and torch.equal(twin.rest.weight, rest)
+
+
+def test_resuming_without_a_checkpoint_starts_and_says_so(tmp_path):
+    network = Network()
+    lines = run(tmp_path, Line(network), network, resume=True)
+    assert "no checkpoint" in lines[0] and "starts from the beginning" in lines[0] and len(lines) == 5
 
 
 def test_without_resume_a_checkpoint_is_not_read(tmp_path):
@@ -148,8 +152,16 @@ def test_saved_every_so_many_epochs_and_at_the_end(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not a checkpoint", json.dumps({"a": 1}).encode(), "truncated", {"format": 1, "name": "other"}, [1, 2]],
-    ids=["empty", "text", "json", "truncated", "other", "list"],
+    [
+        b"",
+        b"not a checkpoint",
+        json.dumps({"a": 1}).encode(),
+        "truncated",
+        {"format": 1, "name": "other"},
+        {"name": "line"},
+        [1, 2],
+    ],
+    ids=["empty", "text", "json", "truncated", "other", "incomplete", "list"],
 )
 def test_a_broken_checkpoint_is_named_and_left_alone(tmp_path, content):
     file, network = tmp_path / "stage_line.pth", Network()
@@ -192,5 +204,38 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_names_the_cases(tmp_path)
     before = (tmp_path / "stage_line.pth").read_bytes()
     nn.init.constant_(network.part.weight, float("nan"))
     with pytest.raises(FloatingPointError, match=r"epoch 1 \(cases \['a'\]\).*continue with --c"):
-        run(tmp_path, Line(network), network)
+        run(tmp_path, Line(network), network, save=False)
     assert (tmp_path / "stage_line.pth").read_bytes() == before
+
+
+class SpoiltAtTheEnd(Line):
+    """Its weights are spoilt by a step whose own loss was fine."""
+
+    def train_step(self, batch):
+        found = super().train_step(batch)
+        if self.steps == 6:
+            nn.init.constant_(self.module.weight, float("nan"))
+        return found
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    network = Network()
+    with pytest.raises(FloatingPointError, match=r"validation numbers \[nan\] of epoch 2 are not finite"):
+        run(tmp_path, SpoiltAtTheEnd(network), network)
+    checkpoint = torch.load(tmp_path / "stage_line.pth", weights_only=True)
+    assert checkpoint["epoch"] == 1 and torch.isfinite(checkpoint["module"]["weight"]).all()
+
+
+class Nothing(Line):
+    nothing_to_learn = "all is labelled."
+
+    def train_step(self, batch):
+        return super().train_step(batch) if self.steps == 0 else {}
+
+
+def test_steps_without_numbers_do_not_count_and_an_epoch_of_them_is_refused(tmp_path):
+    network = Network()
+    with pytest.raises(UserError, match="no batch of epoch 2 had anything to learn from: all is labelled"):
+        run(tmp_path, Nothing(network), network)
+    history = torch.load(tmp_path / "stage_line.pth", weights_only=True)["history"]
+    assert history["train_loss"][0] > 0.1  # of the one step, not of three

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -16,13 +18,15 @@ from nnunet_l2g.training.figure import draw_diagnostics
 from nnunet_l2g.training.learning_rate import ScaledPolyLRScheduler
 from nnunet_l2g.training.stages import Stage, run_stage
 
+EXTRA_KEY = "nnunet_l2g"  # in nnU-Net's checkpoints, beside its own keys
+
 
 class PluginTrainer(nnUNetTrainer):
     """Runs a PlanNetwork under a stock nnU-Net.
 
     Beside nnUNetTrainer: schedules by name, stages before the segmenter, auxiliary losses, a hook after each optimiser step,
-    diagnostics in log and figure, vanilla weights through `-pretrained_weights`, atomic checkpoints, and no old checkpoint
-    left in a new run's way.
+    diagnostics in log and figure, vanilla weights through `-pretrained_weights`, atomic checkpoints with what else a trainer
+    needs to continue, and no old checkpoint left in a new run's way.
     """
 
     network_class: type[PlanNetwork]
@@ -47,7 +51,7 @@ class PluginTrainer(nnUNetTrainer):
             self.num_iterations_per_epoch = self.iterations
         self.save_every = max(1, min(self.save_every, self.num_epochs // 10))
         self._nonfinite_steps = 0
-        self._checkpoint_loaded = False
+        self._checkpoint_loaded = self._extra_loaded = False
 
     @classmethod
     def build_network_architecture(
@@ -104,11 +108,11 @@ class PluginTrainer(nnUNetTrainer):
             self.initialize()
         self._log_pretrained()
         self.raw_network.plain_weights_only = False
-        super().on_train_start()
         if self.local_rank == 0 and not self.continues and not self.disable_checkpointing:
             previous = set_previous_aside(self.output_folder)
             if previous:
                 self.print_to_log_file(f"A new run starts: checkpoints of the earlier one are now in {previous}")
+        super().on_train_start()
         if not self._checkpoint_loaded:  # a checkpoint of the segmenter is from after the stages
             self._run_stages()
 
@@ -121,6 +125,7 @@ class PluginTrainer(nnUNetTrainer):
                 lambda: next(self.dataloader_val),
                 self.output_folder,
                 self.print_to_log_file,
+                owner=type(self).__name__,
                 resume=self.continues,
                 save=not self.disable_checkpointing,
                 save_every=max(1, stage.epochs // 10),
@@ -153,7 +158,7 @@ class PluginTrainer(nnUNetTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]):
         super().on_train_epoch_end(train_outputs)
-        diagnostics = self.raw_network.diagnostics()
+        diagnostics = self.diagnostics()
         for key in self.diagnostic_keys:
             self.logger.log(key, diagnostics[key], self.current_epoch)
         if diagnostics:
@@ -170,10 +175,28 @@ class PluginTrainer(nnUNetTrainer):
         """Names under which the network's diagnostics are logged, one value an epoch."""
         return self.raw_network.diagnostic_keys()
 
+    def diagnostics(self) -> dict[str, float]:
+        """The values, asked for once at the end of each epoch's training steps, on every rank."""
+        return self.raw_network.diagnostics()
+
+    def extra_state(self) -> dict:
+        """What continuing needs beside network and optimiser, and prediction does not; tensors and plain Python only."""
+        return {}
+
+    def load_extra_state(self, state: dict) -> None:
+        """The inverse, after nnU-Net has loaded its part; not called if the checkpoint has none."""
+
     def save_checkpoint(self, filename: str) -> None:
         self.raw_network.plain_weights_only = False
         if self.local_rank == 0:  # nnU-Net calls it on every rank: another one must not touch the file being written
-            write_atomically(super().save_checkpoint, filename)
+            write_atomically(self._write_checkpoint, filename)
+
+    def _write_checkpoint(self, filename: str) -> None:
+        super().save_checkpoint(filename)
+        extra = self.extra_state()
+        if extra and os.path.exists(filename):  # not with --disable_checkpointing
+            checkpoint = torch.load(filename, map_location="cpu", weights_only=False)  # our own, written this moment
+            torch.save({**checkpoint, EXTRA_KEY: extra}, filename)
 
     def load_checkpoint(self, filename_or_checkpoint) -> None:
         if not self.was_initialized:
@@ -181,6 +204,12 @@ class PluginTrainer(nnUNetTrainer):
         self.raw_network.plain_weights_only = False
         super().load_checkpoint(filename_or_checkpoint)
         self._checkpoint_loaded = True
+        if self.extra_state():
+            # Not weights_only: its log's numpy scalars forbid it, and nnU-Net has just unpickled this very file.
+            checkpoint = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
+            if EXTRA_KEY in checkpoint:
+                self.load_extra_state(checkpoint[EXTRA_KEY])
+                self._extra_loaded = True
 
     def _log_pretrained(self) -> None:
         if not self.raw_network.plain_weights_loaded:

@@ -25,7 +25,8 @@ class nnUNetTrainerGRCSF(PluginTrainer):
     pretraining_share : float
         Epochs of the autoencoder for each epoch of the segmenter, with as many iterations; at least one.
     leave_out_labelled : bool
-        Tokens with a labelled voxel stay out of the autoencoder's loss: it learns what is healthy.
+        Tokens with a labelled voxel stay out of the autoencoder's loss: it learns what is healthy. Where labels cover whole
+        organs, set it to False.
     weight_dice : float
         Of Dice beside the focal loss.
     picture_every : int
@@ -46,7 +47,7 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         """nnU-Net's, refused before any training if there is nothing to learn from."""
         training, validation = super().get_tr_and_val_datasets()
         cases = list(training.identifiers)
-        if len(cases) < 2:
+        if len(cases) < 2 and self.raw_network.autoencoder is not None:
             raise UserError(
                 f"fold {self.fold} has {len(cases)} training case, expected at least 2: the masked autoencoder would memorise "
                 "it. Use a fold with more cases, or `all`."
@@ -63,13 +64,14 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         if autoencoder is None:
             return []
         network = decode_settings(self.raw_network.settings)
-        settings = {key: value for key, value in network.items() if key.startswith(("autoencoder_", "channels", "token_size"))}
+        of_the_autoencoder = ("autoencoder_", "channels", "format", "token_size")
+        settings = {key: value for key, value in network.items() if key.startswith(of_the_autoencoder)}
         settings |= {
             "dataset": self.plans_manager.dataset_name,
             "plans": self.plans_manager.plans_name,
             "configuration": self.configuration_name,
             "fold": self.fold,
-            "batch_size": self.batch_size,
+            "batch_size": self.configuration_manager.batch_size,  # of all processes
         }
         stage = AutoencoderStage(
             autoencoder,
@@ -78,10 +80,17 @@ class nnUNetTrainerGRCSF(PluginTrainer):
             iterations=self.num_iterations_per_epoch,
             validation_iterations=self.num_val_iterations_per_epoch,
             settings=settings,
-            leave_out_labelled=self.leave_out_labelled,
+            left_out=self._labelled if self.leave_out_labelled else None,
             draw=lambda: self.draw_picture("the autoencoder trains"),
         )
         return [stage]
+
+    def _labelled(self, target: torch.Tensor) -> torch.Tensor:
+        """(B, 1 or regions, *patch) targets of nnU-Net's loader -> (B, 1, *patch) bool; ignored voxels are not labelled."""
+        ignore = self.label_manager.ignore_label
+        if self.label_manager.has_regions:  # nnU-Net appends the ignored voxels as a channel
+            return (target[:, : -1 if ignore is not None else None] != 0).any(1, keepdim=True)
+        return (target != 0) & (target != (0 if ignore is None else ignore))
 
     def on_epoch_end(self):
         super().on_epoch_end()  # counts the epoch
@@ -102,13 +111,13 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         labels = {v: k for k, v in self.dataset_json["labels"].items() if isinstance(v, int) and v > 0}
         if self.label_manager.has_regions:
             labels = dict(zip(self.dataset_json["regions_class_order"], self._region_names(), strict=True))
-        caption = f"{self.plans_manager.dataset_name}, validation case {self._pictured.case}, {when}"
+        kind = "training" if self.fold == "all" else "validation"
+        caption = f"{self.plans_manager.dataset_name}, {kind} case {self._pictured.case}, {when}"
         filename = f"{self.output_folder}/compensation.png"
         draw_compensation(self._pictured.image, self._pictured.reference, prediction, explained, labels, caption, filename)
 
     def _region_names(self) -> list[str]:
-        names = [k for k, v in self.dataset_json["labels"].items() if k != "ignore" and v != 0]
-        return names
+        return [k for k, v in self.dataset_json["labels"].items() if k != "ignore" and v != 0]
 
 
 class nnUNetTrainerGRCSFFocal(nnUNetTrainerGRCSF):

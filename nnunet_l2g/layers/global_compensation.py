@@ -46,7 +46,7 @@ class GlobalCompensationUnit(nn.Module):
     Shapes
     ------
     forward: (B, C_l, *spatial), (B, C_{l+1}, *spatial below) -> (F_l' (B, C_l, *spatial), m (B, 1, *spatial), L ()).
-    m and L are float32.
+    m and L are float32; L is None in eval.
     """
 
     weight = 0.1  # of L
@@ -57,12 +57,12 @@ class GlobalCompensationUnit(nn.Module):
         self.excitation = SqueezeExcitation(channels)
         self.gamma = nn.Parameter(torch.zeros(()))
 
-    def forward(self, features: torch.Tensor, below: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, features: torch.Tensor, below: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         matched = self.match(below)  # (B, C_l, *spatial below)
         linear = "bilinear" if features.dim() == 4 else "trilinear"
         restored = F.interpolate(matched, features.shape[2:], mode=linear, align_corners=False)  # (B, C_l, *spatial)
         gap = 1 - _cosine(self.excitation(features), self.excitation(restored))  # (B, 1, *spatial)
-        loss = self.weight * (1 - _cosine(features.detach(), restored)).mean()
+        loss = self.weight * (1 - _cosine(features.detach(), restored)).mean() if self.training else None
         return features * (1 + self.gamma * gap).to(features.dtype), gap, loss
 
 

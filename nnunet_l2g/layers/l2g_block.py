@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nnunet_l2g.layers.precision import full_precision
 from nnunet_l2g.layers.transport_alignment import TransportAlignment
 from nnunet_l2g.layers.vector_quantizer import VectorQuantizer
 
@@ -97,7 +96,7 @@ class L2GBlock(nn.Module):
                 "the feature map has NaN or Inf values. Look for NaN in the images (nnUNetv2_plan_and_preprocess "
                 "--verify_dataset_integrity), or for a learning rate that is too high."
             )
-        with _float32(z.device.type):
+        with full_precision(z.device.type):
             h = self.project_in(z.float().flatten(2).transpose(1, 2))  # (B, N, d)
             q = h if self.quantizer is None else self.quantizer(h)  # (B, N, d)
             o = q if self.alignment is None else self.alignment(q)  # (B, N, d)
@@ -143,8 +142,3 @@ class L2GBlock(nn.Module):
 
 # torch.compiler.is_compiling came with torch 2.3, nnU-Net allows 2.1.2
 _is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling
-
-
-def _float32(device_type: str):
-    # Apple's mps refuses even a disabled autocast in older torch; nnU-Net never autocasts there.
-    return nullcontext() if device_type == "mps" else torch.autocast(device_type, enabled=False)

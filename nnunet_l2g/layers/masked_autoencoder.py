@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,6 +94,7 @@ class MaskedAutoencoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.to_decoder = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(decoder_width))
+        self.embed_background = nn.Linear(voxels, decoder_width, bias=False)
         heads = max(1, decoder_width // 64)
         self.decoder = nn.ModuleList(CrossAttentionBlock(decoder_width, heads) for _ in range(decoder_depth))
         self.head_norm = nn.LayerNorm(decoder_width)
@@ -104,6 +106,13 @@ class MaskedAutoencoder(nn.Module):
         self._table_names = tuple(tables)
         for name, tensor in tables.items():
             self.register_buffer(name, tensor, persistent=False)  # not a weight: made from the grid
+
+    @staticmethod
+    def resolve(arguments: Mapping) -> dict:
+        """The given arguments and the defaults of all others that the weights depend on."""
+        bound = inspect.signature(MaskedAutoencoder).bind(0, (), (), **arguments)
+        bound.apply_defaults()
+        return {key: value for key, value in bound.arguments.items() if key not in ("channels", "patch_size", "token_size")}
 
     def _tables(self, grid: Sequence[int]) -> dict[str, torch.Tensor]:
         """Positions (N, width) and (N, decoder width), and the two partitions used after training."""
@@ -146,24 +155,28 @@ class MaskedAutoencoder(nn.Module):
         smooth = F.interpolate(filled, patch, mode="bilinear" if len(grid) == 2 else "trilinear", align_corners=False)
         return patchify(smooth, self.token_size).unflatten(0, (batch, sets))
 
-    def decode(self, latent: torch.Tensor, masked: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """latent (B S, n, width), masked (S, m), position (N, decoder width) -> correction, scale: (B, S, m, C T), float32."""
-        batch = len(latent) // len(masked)
-        x = (self.mask_token + position[masked]).repeat(batch, 1, 1)  # (B S, m, decoder width)
+    def decode(
+        self, latent: torch.Tensor, background: torch.Tensor, position: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """latent (B S, n, width), background (B S, m, C T), position (S, m, decoder width) of the masked tokens
+        -> mean and scale, (B S, m, C T) each, float32."""
+        sets = len(position)
+        x = self.embed_background(background).unflatten(0, (-1, sets)) + self.mask_token + position
+        x = x.flatten(0, 1)  # (B S, m, decoder width)
         context = self.to_decoder(latent)  # (B S, n, decoder width)
         for block in self.decoder:
             x = block(x, context)
         correction, scale = self.head(self.head_norm(x)).float().chunk(2, -1)  # (B S, m, C T) each
-        scale = self.min_scale + F.softplus(scale)
-        return correction.unflatten(0, (batch, -1)), scale.unflatten(0, (batch, -1))
+        return background + correction, self.min_scale + F.softplus(scale)
 
     def predict(self, tokens: torch.Tensor, visible: torch.Tensor, masked: torch.Tensor, grid: Sequence[int], tables):
         """Mean and scale of masked tokens (S, m) from visible ones (S, n): (B, S, m, C T) each, float32."""
         latent = self.encode(tokens, visible, tables["position"])  # (B S, n, width)
-        correction, scale = self.decode(latent, masked, tables["decoder_position"])  # (B, S, m, C T)
         background = self.background(tokens, visible, grid)  # (B, S, N, C T)
-        index = masked[None, :, :, None].expand_as(correction)
-        return background.gather(2, index) + correction, scale
+        index = masked[None, :, :, None].expand(len(tokens), -1, -1, tokens.shape[2])
+        background = background.gather(2, index).flatten(0, 1)  # (B S, m, C T)
+        mean, scale = self.decode(latent, background, tables["decoder_position"][masked])
+        return mean.unflatten(0, (len(tokens), -1)), scale.unflatten(0, (len(tokens), -1))
 
     def forward(self, x: torch.Tensor) -> dict[int, Reconstruction]:
         grid, tables = self._tables_for(x)
@@ -178,8 +191,9 @@ class MaskedAutoencoder(nn.Module):
         mean, residual = (value.flatten(1, 2)[:, inverse].mean(2) for value in (mean, residual))  # (B, N, C T)
         return Reconstruction(*(unpatchify(value, self.token_size, grid) for value in (mean, residual)))
 
-    def loss(self, x: torch.Tensor, left_out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """One random mask of each ratio: (negative log likelihood, mean |x - mu|), both () and averaged over the ratios.
+    def loss(self, x: torch.Tensor, left_out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One random mask of each ratio: (negative log likelihood, mean |x - mu|, share of masked tokens that entered), each ()
+        and averaged over the ratios.
 
         Parameters
         ----------
@@ -193,7 +207,7 @@ class MaskedAutoencoder(nn.Module):
         if left_out is not None:
             weight = (~patchify(left_out, self.token_size).any(2)).float()
         order = torch.randperm(math.prod(grid), device=x.device)
-        losses, errors = [], []
+        losses, errors, shares = [], [], []
         for sets in SETS.values():
             visible, masked, _ = make_partition(order, sets)
             visible, masked = visible[:1], masked[:1]  # (1, n), (1, m)
@@ -203,4 +217,5 @@ class MaskedAutoencoder(nn.Module):
             norm = kept.sum().clamp_min(1)
             losses.append(((error / scale + scale.log()).mean(-1) * kept).sum() / norm)
             errors.append((error.mean(-1) * kept).sum() / norm)
-        return torch.stack(losses).mean(), torch.stack(errors).mean().detach()
+            shares.append(kept.mean())
+        return torch.stack(losses).mean(), torch.stack(errors).mean().detach(), torch.stack(shares).mean()

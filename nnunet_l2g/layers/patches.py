@@ -65,7 +65,7 @@ def sincos_positions(grid: Sequence[int], dim: int) -> torch.Tensor:
 
 
 def choose_token_size(
-    patch_size: Sequence[int], spacing: Sequence[float], multiples: Sequence[int] | None = None, max_tokens: int = 4096
+    patch_size: Sequence[int], spacing: Sequence[float], multiples: Sequence[int] | None = None, max_tokens: int = 8192
 ) -> tuple[int, ...]:
     """A token size that divides the patch: 16 voxels in 2D, 8 in 3D, fewer along coarse axes so that tokens are near cubes.
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nnunet_l2g.layers.precision import full_precision
+
 CLIP = 4.0  # residuals are in units of the expected error; beyond this a voxel is just wrong
 
 
@@ -60,7 +62,12 @@ class DifferenceOfGaussians(nn.Module):
 
 
 def gaussian_blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Separable Gaussian of `sigma` voxels on (B, C, *spatial), edges replicated, cut at three sigma."""
+    """Separable Gaussian of `sigma` voxels on (B, C, *spatial), edges replicated, cut at 3 sigma; never in half precision."""
+    with full_precision(x.device.type):
+        return _blur(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, sigma)
+
+
+def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
     radius = math.ceil(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)

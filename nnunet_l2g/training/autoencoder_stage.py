@@ -24,14 +24,19 @@ class AutoencoderStage(Stage):
     device : torch.device
     epochs, iterations, validation_iterations, settings
         See Stage.
-    leave_out_labelled : bool
-        Tokens with a labelled voxel stay out of the loss: labels are lesions, and healthy tissue is what is to be learnt.
+    left_out : callable or None
+        (B, 1 or regions, *patch) targets -> (B, 1, *patch) bool: a token with such a voxel stays out of the loss. Labels are
+        lesions, and healthy tissue is what is to be learnt.
     lr, weight_decay : float
     draw : callable or None
         Called after each epoch, for a picture.
     """
 
     name = "autoencoder"
+    nothing_to_learn = (
+        "every token has a labelled voxel. If labels cover whole organs and not lesions, train a subclass of the trainer with "
+        "leave_out_labelled = False."
+    )
     keys = ("loss", "error")  # likelihood, mean |x - mean| in units of the normalised image
 
     def __init__(
@@ -42,16 +47,16 @@ class AutoencoderStage(Stage):
         iterations: int,
         validation_iterations: int,
         settings: Mapping,
-        leave_out_labelled: bool = True,
+        left_out: Callable[[torch.Tensor], torch.Tensor] | None = None,
         lr: float = 5e-4,
         weight_decay: float = 0.05,
         draw: Callable[[], None] | None = None,
     ):
-        hyperparameters = {"leave_out_labelled": leave_out_labelled, "lr": lr, "weight_decay": weight_decay}
+        hyperparameters = {"leave_out_labelled": left_out is not None, "lr": lr, "weight_decay": weight_decay}
         super().__init__(epochs, iterations, validation_iterations, {**settings, **hyperparameters})
         self.module, self.device = autoencoder, device
         self.draw = draw
-        self.leave_out_labelled, self.lr, self.weight_decay = leave_out_labelled, lr, weight_decay
+        self.left_out, self.lr, self.weight_decay = left_out, lr, weight_decay
 
     def begin(self) -> None:
         self.module.requires_grad_(True)
@@ -64,25 +69,28 @@ class AutoencoderStage(Stage):
 
     def train_step(self, batch: dict) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)
-        loss, error = self._loss(batch)
+        loss, error, share = self._loss(batch)
         loss.backward()
         average_gradients(self.module.parameters())
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        if not torch.isfinite(norm):  # the same on all processes; run_stage stops before the weights are spoilt
+            return {"loss": float("nan"), "error": float(error)}
         self.optimizer.step()
         self.scheduler.step()
-        return {"loss": float(loss.detach()), "error": float(error)}
+        return self._numbers(loss, error, share)
 
     def validation_step(self, batch: dict) -> dict[str, float]:
-        loss, error = self._loss(batch)
-        return {"loss": float(loss), "error": float(error)}
+        return self._numbers(*self._loss(batch))
 
-    def _loss(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    def _numbers(self, loss: torch.Tensor, error: torch.Tensor, share: torch.Tensor) -> dict[str, float]:
+        return {"loss": float(loss.detach()), "error": float(error)} if share > 0 else {}
+
+    def _loss(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x = batch["data"].to(self.device, non_blocking=True)  # (B, C, *patch)
         labelled = None
-        if self.leave_out_labelled:
+        if self.left_out is not None:
             target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]  # (B, 1 or regions, *patch)
-            # ignored voxels are not zero either: nobody knows whether they are healthy
-            labelled = (target.to(self.device, non_blocking=True) != 0).any(1, keepdim=True)  # (B, 1, *patch)
+            labelled = self.left_out(target.to(self.device, non_blocking=True))  # (B, 1, *patch)
         with bfloat16_where_possible(self.device):
             return self.module.loss(x, labelled)
 
@@ -120,5 +128,6 @@ def warm_cosine(step: int, steps: int) -> float:
 
 def bfloat16_where_possible(device: torch.device):
     """bfloat16 needs no gradient scaler; on the CPU and on older GPUs float32."""
-    possible = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    # not is_bf16_supported: in newer torch it counts emulation
+    possible = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     return torch.autocast(device.type if possible else "cpu", dtype=torch.bfloat16, enabled=possible)

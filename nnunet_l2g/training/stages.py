@@ -18,6 +18,8 @@ from nnunet_l2g.layers.distributed import mean_over_ranks
 from nnunet_l2g.training.checkpoints import write_atomically
 from nnunet_l2g.training.figure import draw_diagnostics
 
+FROM_BEFORE = "Training stops; the stage's checkpoint is from before. Look for NaN or Inf in the images, and continue with --c."
+
 
 class Stage(ABC):
     """One stage: a name, a length, a step, and what of it goes to its checkpoint.
@@ -37,11 +39,14 @@ class Stage(ABC):
         What is trained; it is part of the trainer's network.
     keys : tuple of str
         Of the numbers that a training and a validation step return, for log and figure.
+    nothing_to_learn : str
+        Why all steps of an epoch may have had nothing to learn from, and what to do.
     """
 
     name: str
     module: nn.Module
     keys: tuple[str, ...]
+    nothing_to_learn = "look at the data."
 
     def __init__(self, epochs: int, iterations: int, validation_iterations: int, settings: Mapping):
         self.epochs, self.iterations, self.validation_iterations = epochs, iterations, validation_iterations
@@ -54,11 +59,12 @@ class Stage(ABC):
 
     @abstractmethod
     def train_step(self, batch: dict) -> dict[str, float]:
-        """One optimiser step on a batch of nnU-Net's training loader; this process's numbers by key."""
+        """One optimiser step on a batch of nnU-Net's training loader; this process's numbers by key, or {} if the batch had
+        nothing to learn from."""
 
     @abstractmethod
     def validation_step(self, batch: dict) -> dict[str, float]:
-        """Numbers for a batch of the validation loader, without gradient."""
+        """Numbers for a batch of the validation loader, without gradient, or {}."""
 
     @abstractmethod
     def end(self) -> None:
@@ -82,6 +88,7 @@ def run_stage(
     validation: Callable[[], dict],
     folder: str,
     log: Callable[[str], None],
+    owner: str = "",
     resume: bool = False,
     save: bool = True,
     save_every: int = 1,
@@ -97,6 +104,8 @@ def run_stage(
         Return the next batch.
     folder, log
         For checkpoint and figure; called with one line an epoch.
+    owner : str
+        Name of the trainer.
     resume : bool
         Whether a checkpoint in `folder` is continued (--c). The stage of another trainer is taken too if its settings are the
         same, so that twins can share it; the rest of that trainer's network is not.
@@ -106,9 +115,9 @@ def run_stage(
     Raises
     ------
     UserError
-        If the checkpoint cannot be read, or was made with other settings.
+        If the checkpoint cannot be read, or was made with other settings; if an epoch had nothing to learn from.
     FloatingPointError
-        If a training loss is not finite; the checkpoint is from before.
+        If a loss is not finite; the checkpoint is from before.
     """
     file = Path(folder, f"stage_{stage.name}.pth")
     history: dict[str, list[float]] = {key: [] for part in ("train", "validation") for key in _named(stage.keys, part)}
@@ -118,13 +127,15 @@ def run_stage(
         checkpoint = load_stage(file, stage)
         start, history = checkpoint["epoch"], checkpoint["history"]
         stage.module.load_state_dict(checkpoint["module"])
-        if checkpoint["network"].keys() == network.state_dict().keys():
+        if checkpoint["owner"] == owner:
             network.load_state_dict(checkpoint["network"])
         if start < stage.epochs:
             stage.load_state_dict(checkpoint["stage"])
         log(f"stage {stage.name}: {start} of {stage.epochs} epochs are in {file}")
     elif resume:
         log(f"stage {stage.name}: no checkpoint {file}, it starts from the beginning")
+    if start == 0 and save and rank == 0:  # a kill from now on loses no -pretrained_weights
+        _save(file, stage, network, owner, 0, history)
     for epoch in range(start, stage.epochs):
         began = time.time()
         values = _epoch(stage, epoch, training, validation, log, rank)
@@ -137,18 +148,23 @@ def run_stage(
         stage.end_epoch(epoch, values, log)
         draw_diagnostics(history, list(history), f"{folder}/progress_{stage.name}.png")
         if save and ((epoch + 1) % save_every == 0 or epoch + 1 == stage.epochs):
-            contents = {
-                "format": 1,
-                "name": stage.name,
-                "settings": stage.settings,
-                "epoch": epoch + 1,
-                "history": history,
-                "module": stage.module.state_dict(),
-                "network": network.state_dict(),
-                "stage": stage.state_dict(),
-            }
-            write_atomically(lambda partial, contents=contents: torch.save(contents, partial), str(file))
+            _save(file, stage, network, owner, epoch + 1, history)
     stage.end()
+
+
+def _save(file: Path, stage: Stage, network: nn.Module, owner: str, epoch: int, history: dict) -> None:
+    contents = {
+        "format": 1,
+        "name": stage.name,
+        "settings": stage.settings,
+        "owner": owner,
+        "epoch": epoch,
+        "history": history,
+        "module": stage.module.state_dict(),
+        "network": network.state_dict(),
+        "stage": stage.state_dict(),
+    }
+    write_atomically(lambda partial: torch.save(contents, partial), str(file))
 
 
 def _named(keys: tuple[str, ...], part: str) -> list[str]:
@@ -157,32 +173,39 @@ def _named(keys: tuple[str, ...], part: str) -> list[str]:
 
 def _epoch(stage: Stage, epoch: int, training, validation, log, rank: int) -> dict[str, float]:
     """Means over an epoch's steps and over processes."""
-    values: dict[str, float] = {}
     stage.module.train()
     bar = tqdm(range(stage.iterations), f"{stage.name} {epoch + 1}/{stage.epochs}", leave=False, disable=rank > 0 or None)
     steps = [_finite_step(stage, epoch, training(), log) for _ in bar]
-    values |= _means(stage.keys, "train", steps)
+    values = _means(stage, epoch, "train", steps, log)
     stage.module.eval()
     with torch.no_grad():
         steps = [stage.validation_step(validation()) for _ in range(stage.validation_iterations)]
-    return values | _means(stage.keys, "validation", steps)
+    return values | _means(stage, epoch, "validation", steps, log)
 
 
 def _finite_step(stage: Stage, epoch: int, batch: dict, log) -> dict[str, float]:
     step = stage.train_step(batch)
     if not all(np.isfinite(value) for value in step.values()):
-        message = (
-            f"stage {stage.name}: {step} in epoch {epoch + 1} (cases {list(batch.get('keys', []))}). Training stops; the "
-            "stage's checkpoint is from before. Look for NaN or Inf in these images, and continue with --c."
-        )
+        message = f"stage {stage.name}: {step} in epoch {epoch + 1} (cases {list(batch.get('keys', []))}). {FROM_BEFORE}"
         log(message)
         raise FloatingPointError(message)
     return step
 
 
-def _means(keys: tuple[str, ...], part: str, steps: list[dict[str, float]]) -> dict[str, float]:
-    means = mean_over_ranks([float(np.mean([step[key] for step in steps])) for key in keys])
-    return dict(zip(_named(keys, part), means, strict=True))
+def _means(stage: Stage, epoch: int, part: str, steps: list[dict[str, float]], log) -> dict[str, float]:
+    """Over the steps that returned numbers, of all processes, so that all of them go on or none; NaN if none returned any."""
+    steps = [step for step in steps if step]
+    sums = [float(np.sum([step[key] for step in steps])) for key in stage.keys]
+    *sums, count = mean_over_ranks([*sums, float(len(steps))])
+    if part == "train" and count == 0:
+        raise UserError(
+            f"stage {stage.name}: no batch of epoch {epoch + 1} had anything to learn from: {stage.nothing_to_learn}"
+        )
+    if not np.isfinite(sums).all():
+        message = f"stage {stage.name}: {part} numbers {sums} of epoch {epoch + 1} are not finite. {FROM_BEFORE}"
+        log(message)
+        raise FloatingPointError(message)
+    return {name: total / count if count else float("nan") for name, total in zip(_named(stage.keys, part), sums, strict=True)}
 
 
 def load_stage(file: Path, stage: Stage) -> dict:
@@ -194,7 +217,8 @@ def load_stage(file: Path, stage: Stage) -> dict:
             f"{file} cannot be read: broken, or not a checkpoint of ours ({type(error).__name__}). Remove it and continue "
             f"with --c: the stage {stage.name} is then trained again."
         ) from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != 1 or checkpoint.get("name") != stage.name:
+    wanted = {"settings", "owner", "epoch", "history", "module", "network", "stage"}
+    if not isinstance(checkpoint, dict) or checkpoint.get("name") != stage.name or not wanted <= checkpoint.keys():
         raise UserError(f"{file} is not a checkpoint of the stage {stage.name}. Remove it and continue with --c.")
     theirs = checkpoint["settings"]
     differences = [
