@@ -99,7 +99,7 @@ def test_every_plan_trains_and_validates_a_step(nnunet_folders, more_plans, plan
     assert prediction.eval()(batch["data"]).shape[1] == trainer.label_manager.num_segmentation_heads
 
 
-@pytest.mark.parametrize("name", trainers.__all__)
+@pytest.mark.parametrize("name", [name for name in trainers.__all__ if "GLUA" not in name])  # those need a target: test_glua
 def test_every_trainer_takes_a_step_and_logs_its_own(nnunet_folders, name):
     trainer = make(nnunet_folders, getattr(trainers, f"{name}_2epochs_3iterations"), configuration="2d")
     trainer.leave_out_labelled = False  # GRCSF's: make_batch labels a voxel of every token

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import sys
 
+from nnunet_l2g.trainers.glua import (
+    nnUNetTrainerGLUA,
+    nnUNetTrainerGLUANoMask,
+    nnUNetTrainerGLUANoTranslation,
+    nnUNetTrainerGLUATranslationOnly,
+)
+from nnunet_l2g.trainers.glua_self_training import nnUNetTrainerGLUASelfTraining
 from nnunet_l2g.trainers.grcsf import (
     nnUNetTrainerDiceFocal,
     nnUNetTrainerGRCSF,
@@ -19,6 +26,7 @@ from nnunet_l2g.trainers.l2gnet import (
     nnUNetTrainerL2GNetNoTransport,
     nnUNetTrainerL2GNetSoftmax,
 )
+from nnunet_l2g.trainers.random_intensity import nnUNetTrainerRandomIntensity
 from nnunet_l2g.training.schedules import make_scheduled_trainer
 
 __all__ = [  # noqa: RUF022, in the order of README's table
@@ -33,6 +41,12 @@ __all__ = [  # noqa: RUF022, in the order of README's table
     "nnUNetTrainerGRCSFOtherResidual",
     "nnUNetTrainerGRCSFDoGResidual",
     "nnUNetTrainerDiceFocal",
+    "nnUNetTrainerGLUA",
+    "nnUNetTrainerGLUATranslationOnly",
+    "nnUNetTrainerGLUANoMask",
+    "nnUNetTrainerGLUANoTranslation",
+    "nnUNetTrainerGLUASelfTraining",
+    "nnUNetTrainerRandomIntensity",
 ]
 
 

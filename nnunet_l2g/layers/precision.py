@@ -9,5 +9,5 @@ import torch
 
 def full_precision(device_type: str):
     """A context in which autocast changes nothing; what is computed in it has the precision of its inputs."""
-    # Apple's mps refuses even a disabled autocast in older torch; nnU-Net never autocasts there.
-    return nullcontext() if device_type == "mps" else torch.autocast(device_type, enabled=False)
+    # Apple's mps refuses even a disabled autocast in older torch, meta always; nnU-Net autocasts on neither.
+    return nullcontext() if device_type in ("mps", "meta") else torch.autocast(device_type, enabled=False)

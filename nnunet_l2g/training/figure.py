@@ -13,6 +13,14 @@ TITLES = {
     "marginal_error": "plan: largest relative marginal error",
     "duplicate_references": "duplicate references (cosine > 0.95)",
     "reference_drift": "references: 1 - cosine to their start",
+    "mask_mean": "local feature mask, mean (0: aligned)",
+    "domain_accuracy": "domain discriminator: accuracy",
+    "alignment_weight": "weight of the alignment",
+    "gap_intensity": "gap of intensities, source to target",
+    "gap_intensity_translated": "gap of intensities, translated to target",
+    "gap_features": "gap of deep features, source to target",
+    "gap_features_translated": "gap of deep features, translated to target",
+    "confident_share": "teacher: share of confident voxels",
 }
 
 

@@ -1,0 +1,124 @@
+"""Do two images of different contrast show the same shapes at the same places? A loss, and a measure in pixels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from nnunet_l2g.layers.precision import full_precision
+from nnunet_l2g.layers.residual_maps import gaussian_blur
+
+SMOOTHING = 1.0  # pixels; less would compare noise
+FLOOR = 1e-2  # a gradient, in units of the normalised image per pixel, under which nothing is an edge
+
+
+def structure_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    r"""Distance of edges in place and direction, blind to the sign of contrast and to which channel shows them.
+
+    With gradients of the smoothed image, :math:`T = \sum_c \nabla x_c \nabla x_c^T / (\sum_c |\nabla x_c|^2 + \eta^2)` and
+    :math:`\eta` the image's mean gradient [1],
+
+    .. math::
+        L = 1 - \frac{2 \sum \langle T_a, T_b \rangle_F}{\sum |T_a|_F^2 + |T_b|_F^2} \in [0, 1]
+
+    the sums over pixels and images. For one channel :math:`\langle T_a, T_b \rangle = \langle n_a, n_b \rangle^2` with n the
+    normalised gradient field. 0 if the images are equal or inverted, 1 if they share no edge; edges that only one of them has
+    count too.
+
+    Parameters
+    ----------
+    a, b : (N, C, H, W)
+
+    Returns
+    -------
+    scalar, float32
+
+    References
+    ----------
+    .. [1] Haber and Modersitzki. Intensity gradient based registration and fusion of multi-modal images. MICCAI 2006.
+    """
+    with full_precision(a.device.type):
+        first, second = _edge_tensor(a.float()), _edge_tensor(b.float())  # (N, 3, H, W)
+        common = (first * second).sum()
+        total = (first.square() + second.square()).sum()
+        return 1 - (2 * common + 1e-6) / (total + 1e-6)  # two images without edges agree
+
+
+def _edge_tensor(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> T_yy, T_xx, sqrt(2) T_xy as (N, 3, H, W): its dot product is Frobenius'."""
+    dy, dx = _gradient(x)
+    yy, xx, xy = dy.square().sum(1), dx.square().sum(1), (dy * dx).sum(1)  # (N, H, W)
+    energy = yy + xx
+    eta = energy.detach().sqrt().mean((1, 2), keepdim=True) + FLOOR
+    return torch.stack([yy, xx, 2**0.5 * xy], 1) / (energy + eta.square())[:, None]
+
+
+def _gradient(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Central differences of the smoothed image along H and W, each (N, C, H, W); edges replicated."""
+    x = F.pad(gaussian_blur(x, SMOOTHING), (1, 1, 1, 1), mode="replicate")
+    return (x[..., 2:, 1:-1] - x[..., :-2, 1:-1]) / 2, (x[..., 1:-1, 2:] - x[..., 1:-1, :-2]) / 2
+
+
+@torch.no_grad()
+def shift_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    r"""How far b is shifted against a, by phase correlation of their edges: :math:`b(x) \approx a(x - shift)`, up to contrast.
+
+    Correlates the magnitudes of gradients, windowed, with the spectrum whitened by its square root (full whitening would
+    listen to noise), and refines the peak by a parabola. All slices of a sample together give one answer, so one slice
+    without edges does no harm.
+
+    Parameters
+    ----------
+    a, b : (B, C, H, W) or (B, C, D, H, W)
+
+    Returns
+    -------
+    (B, 2) float32, pixels along H and W, each at most a quarter of the image. 0 where there is no edge.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or are no images.
+    """
+    if a.shape != b.shape or a.dim() not in (4, 5):
+        raise ValueError(f"shift_of got {tuple(a.shape)} and {tuple(b.shape)}, expected two equal (B, C, [D,] H, W)")
+    if a.dim() == 4:
+        a, b = a[:, :, None], b[:, :, None]
+    height, width = a.shape[-2:]
+    with full_precision(a.device.type):
+        first, second = (torch.fft.rfft2(_edges(x.float())) for x in (a, b))  # (B, D, H, W/2+1)
+        cross = (first.conj() * second).sum(1)
+        cross = cross / cross.abs().sqrt().clamp_min(1e-6)
+        correlation = torch.fft.irfft2(cross, s=(height, width))  # (B, H, W), its origin in the corner
+    reach = (max(1, height // 4), max(1, width // 4))
+    correlation = torch.roll(correlation, reach, (1, 2))[:, : 2 * reach[0] + 1, : 2 * reach[1] + 1]
+    columns = correlation.shape[2]
+    peak, index = correlation.flatten(1).max(1)
+    found = torch.stack([index // columns, index % columns], 1)  # (B, 2)
+    shifts = []
+    for correlated, place, value in zip(correlation, found.tolist(), peak.tolist(), strict=True):
+        if value <= 1e-12:  # no edges
+            shifts.append((0.0, 0.0))
+            continue
+        lines = (correlated[:, place[1]].tolist(), correlated[place[0]].tolist())
+        shifts.append([p + _refinement(line, p) - r for line, p, r in zip(lines, place, reach, strict=True)])
+    return torch.tensor(shifts, dtype=torch.float32, device=a.device)
+
+
+def _edges(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, D, H, W) -> (B, D, H, W): magnitude of the gradient over channels, its mean removed, faded out at the border."""
+    batch, channels, depth, height, width = x.shape
+    dy, dx = _gradient(x.transpose(1, 2).reshape(-1, channels, height, width))
+    edges = (dy.square() + dx.square()).sum(1).sqrt()  # (B D, H, W)
+    edges = edges - edges.mean((1, 2), keepdim=True)
+    window = torch.outer(*(torch.hann_window(n + 2, False, device=x.device)[1:-1] for n in (height, width)))
+    return (edges * window).view(batch, depth, height, width)
+
+
+def _refinement(line: list[float], place: int) -> float:
+    """Where the parabola through a peak and its neighbours is highest, in (-0.5, 0.5)."""
+    if not 0 < place < len(line) - 1:
+        return 0.0
+    before, peak, after = line[place - 1 : place + 2]
+    curvature = before - 2 * peak + after
+    return 0.5 * (before - after) / curvature if curvature < 0 else 0.0
