@@ -70,6 +70,7 @@ HABITS = [
     (nnUNetTrainer.set_deep_supervision_enabled, "mod.decoder.deep_supervision", "architectures/plan_network.py"),
     (nnUNetTrainer.train_step, "self.optimizer", "trainers/base.py: the hook after each optimiser step"),
     (nnUNetTrainer.train_step, "{'loss': l.detach().cpu().numpy()}", "trainers/base.py: _check_finite"),
+    (nnUNetTrainer.on_train_end, "self.dataloader_train._finish()", "trainers/base.py: _finish_loaders"),
     (nnUNetTrainer.run_training, "self.on_train_start()", "trainers/base.py: stages run before the first epoch"),
     (nnUNetTrainer.on_train_start, "self.dataloader_train, self.dataloader_val =", "trainers/base.py: _run_stages"),
     (UNetDecoder.forward, "x = torch.cat((x, skips[-(s+2)]), 1)", "architectures/grcsf.py: _decode"),

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -115,6 +116,19 @@ class PluginTrainer(nnUNetTrainer):
         super().on_train_start()
         if not self._checkpoint_loaded:  # a checkpoint of the segmenter is from after the stages
             self._run_stages()
+
+    def run_training(self):
+        """nnU-Net's. If it fails, the loaders' workers are ended at once: left to the interpreter's end, they may hang it."""
+        try:
+            super().run_training()
+        except BaseException:
+            self._finish_loaders()
+            raise
+
+    def _finish_loaders(self) -> None:
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()
 
     def _run_stages(self) -> None:
         for stage in self.stages():
