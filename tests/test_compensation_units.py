@@ -163,8 +163,8 @@ def plain_attention(attention, queries, keys, values):
 
 def test_attention_equals_the_plain_one():
     torch.manual_seed(0)
-    attention = CrossAttention(12, 5, heads=3)
-    queries, context = torch.randn(2, 7, 12), torch.randn(2, 9, 5)
+    attention = CrossAttention(12, heads=3)
+    queries, context = torch.randn(2, 7, 12), torch.randn(2, 9, 12)
     expected = plain_attention(attention, queries, context, context)
     torch.testing.assert_close(attention(queries, context, context), expected, rtol=1e-4, atol=1e-5)
 

@@ -83,7 +83,7 @@ def test_labelled_tokens_are_left_out_of_the_autoencoders_loss_and_ignored_ones_
 
 def test_labels_everywhere_are_refused_with_a_remedy(nnunet_folders):
     trainer = make(nnunet_folders, Small, configuration="2d", leave_out_labelled=True)
-    with pytest.raises(UserError, match=r"nothing|anything to learn from: every token has a labelled voxel.*= False"):
+    with pytest.raises(UserError, match=r"anything to learn from: every token has a labelled voxel.*= False"):
         trainer.on_train_start()
 
 

@@ -13,26 +13,24 @@ class CrossAttention(nn.Module):
     Parameters
     ----------
     dim : int
-        Width of the queries, of the output and of all heads together.
-    context_dim : int or None
-        Width of keys' and values' input; None for `dim`.
+        Width of queries, keys, values and output, and of all heads together.
     heads : int
 
     Shapes
     ------
-    forward: queries (B, n, dim), keys (B, m, context_dim), values (B, m, context_dim) -> (B, n, dim)
+    forward: queries (B, n, dim), keys (B, m, dim), values (B, m, dim) -> (B, n, dim)
 
     Raises ValueError if heads does not divide dim.
     """
 
-    def __init__(self, dim: int, context_dim: int | None = None, heads: int = 4):
+    def __init__(self, dim: int, heads: int = 4):
         super().__init__()
         if heads < 1 or dim % heads:
             raise ValueError(f"heads is {heads}, expected a divisor of dim, {dim}")
         self.heads = heads
         self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(context_dim or dim, dim, bias=False)  # softmax is blind to a bias of the keys
-        self.value = nn.Linear(context_dim or dim, dim)
+        self.key = nn.Linear(dim, dim, bias=False)  # softmax is blind to a bias of the keys
+        self.value = nn.Linear(dim, dim)
         self.project = nn.Linear(dim, dim)
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

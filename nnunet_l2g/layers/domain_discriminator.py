@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from nnunet_l2g.layers.distributed import sum_over_ranks, world_size
+from nnunet_l2g.layers.precision import full_precision
 
 WIDTHS = (256, 128, 64, 32)
 
@@ -58,7 +59,7 @@ class DomainDiscriminator(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device.type):
             shape = (1, -1) + (1,) * (features.dim() - 2)
             deviation = (self.square - self.mean.square()).clamp_min(1e-6).sqrt()  # (C,)
             return self.layers((features.float() - self.mean.view(shape)) / deviation.view(shape))

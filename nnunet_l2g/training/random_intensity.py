@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from nnunet_l2g.layers.precision import full_precision
+
 
 class RandomIntensity:
     r"""Each sample, with a probability, is given one of two new looks [1, 2]:
@@ -46,7 +48,7 @@ class RandomIntensity:
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device.type):
             samples = [self._look(s) if torch.rand(()) < self.probability else s for s in x.float()]
         return torch.stack(samples).to(x.dtype)
 

@@ -36,7 +36,7 @@ class Stage(ABC):
     name : str
         Of the stage; its files are stage_<name>.pth and progress_<name>.png.
     module : nn.Module
-        What is trained; it is part of the trainer's network.
+        What is trained: part of the trainer's network, or the trainer's own.
     keys : tuple of str
         Of the numbers that a training and a validation step return, for log and figure.
     nothing_to_learn : str
