@@ -241,9 +241,9 @@ class GRCSF(PlanNetwork):
 
     def diagnostics(self) -> dict[str, float]:
         """gamma of each GCU; of each RCU the two mixing weights and the size of its convolution (mean absolute weight)."""
-        values = {f"gamma_level{level}": float(unit.gamma) for level, unit in enumerate(self.gcu)}
+        values = {f"gamma_level{level}": float(unit.gamma.detach()) for level, unit in enumerate(self.gcu)}
         for s, unit in self.rcu.items():
-            values |= {f"mix_{ratio}_stage{s}": float(w) for ratio, w in zip((50, 75), unit.mix, strict=True)}
+            values |= {f"mix_{ratio}_stage{s}": float(w.detach()) for ratio, w in zip((50, 75), unit.mix, strict=True)}
             values[f"update_stage{s}"] = float(unit.conv.weight.abs().mean())
         return values
 

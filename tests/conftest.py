@@ -1,13 +1,20 @@
 """Fixtures shared by test modules."""
 
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
-from planned import SIZE, SPACING, Planned
+from filelock import FileLock
+from planned import PLAIN, RICH, SIZE, SPACING, TARGET, Planned, plan_phantoms
 from throwaway import USER_TRAINERS, Environment, copy_project
 
+from nnunet_l2g.cli import main
 from nnunet_l2g.phantom import write_dataset
+
+# as many test processes as cores, and nnU-Net's own beside them: threads of several processes only wait for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -47,18 +54,21 @@ def user_folder(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def planned(tmp_path_factory):
-    """Two phantom datasets, planned and preprocessed for 3d_fullres and 2d."""
-    project = Planned(tmp_path_factory.mktemp("nnunet"))
-    for kind in ("raw", "preprocessed", "results"):
-        project.path(kind).mkdir()
-    write_dataset(project.path("raw"), 6, 2, dataset_id=981, name="PhantomPlain", size=SIZE, spacing=SPACING)
-    write_dataset(
-        project.path("raw"), 5, 1, ("cine", "late_enhancement"), True, dataset_id=982, name="PhantomRich", size=SIZE,
-        spacing=SPACING, regions=True, ignore_label=True,
-    )  # fmt: skip
-    project.run("nnUNetv2_plan_and_preprocess", "-d", 981, 982, "-c", "3d_fullres", "2d", "-np", 2)
-    return project
+def planned(tmp_path_factory, worker_id):
+    """Two phantom datasets, planned and preprocessed for 3d_fullres and 2d: once, and a copy for each test process."""
+    folder = tmp_path_factory.mktemp("nnunet")
+    if worker_id == "master":
+        return plan_phantoms(folder)
+    shared = tmp_path_factory.getbasetemp().parent / "planned"  # of all test processes of this run
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            partial = shared.with_name("planned.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            plan_phantoms(partial)
+            partial.rename(shared)
+    shutil.copytree(shared, folder, dirs_exist_ok=True)
+    return Planned(folder)
 
 
 @pytest.fixture
@@ -68,3 +78,30 @@ def nnunet_folders(planned, monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
     return planned
+
+
+@pytest.fixture(scope="session")
+def adapted(planned, tmp_path_factory):
+    """Cine phantoms with labels, adapted to late enhancement phantoms whose labels are deleted first."""
+    project = Planned(tmp_path_factory.mktemp("adapted"))
+    for kind in ("raw", "preprocessed"):
+        shutil.copytree(planned.path(kind, PLAIN), project.path(kind, PLAIN))
+    shutil.copytree(planned.path("preprocessed", RICH), project.path("preprocessed", RICH))
+    write_dataset(project.path("raw"), 5, 2, "late_enhancement", seed=7, dataset_id=983, name="Late", size=SIZE,
+                  spacing=SPACING)  # fmt: skip
+    shutil.rmtree(project.path("raw", TARGET, "labelsTr"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in project.variables.items():
+            patch.setenv(name, value)
+        assert main(["adapt", "-s", "981", "-t", "983", "-c", "2d", "3d_fullres", "-np", "1"]) == 0
+    return project
+
+
+@pytest.fixture
+def adapted_folders(adapted, monkeypatch, tmp_path):
+    """nnU-Net's variables, loaders without workers, results of this test's own."""
+    for name, value in adapted.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return adapted

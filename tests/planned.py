@@ -9,8 +9,10 @@ from pathlib import Path
 
 from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.demo.nnunet import nnunet_command
+from nnunet_l2g.phantom import write_dataset
 
 PLAIN, RICH = "Dataset981_PhantomPlain", "Dataset982_PhantomRich"  # RICH: two channels, scar, regions, ignore label
+TARGET, ADAPTED = "Dataset983_Late", "nnUNetPlans_to983"  # late enhancement for PLAIN to adapt to, and the plans for it
 SIZE, SPACING = (32, 32, 8), (3.6, 3.6, 10.0)
 
 
@@ -51,3 +53,17 @@ class Planned:
         output, _ = child.communicate(timeout=600)
         assert (child.returncode != 0) == fails, f"{script} {args}: exit status {child.returncode}\n{output}"
         return output
+
+
+def plan_phantoms(folder: Path) -> Planned:
+    """Writes both datasets below a folder, plans and preprocesses them."""
+    project = Planned(folder)
+    for kind in ("raw", "preprocessed", "results"):
+        project.path(kind).mkdir()
+    write_dataset(project.path("raw"), 6, 2, dataset_id=981, name="PhantomPlain", size=SIZE, spacing=SPACING)
+    write_dataset(
+        project.path("raw"), 5, 1, ("cine", "late_enhancement"), True, dataset_id=982, name="PhantomRich", size=SIZE,
+        spacing=SPACING, regions=True, ignore_label=True,
+    )  # fmt: skip
+    project.run("nnUNetv2_plan_and_preprocess", "-d", 981, 982, "-c", "3d_fullres", "2d", "-np", 2)
+    return project

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from planned import PLAIN, SIZE, SPACING, Planned
+from planned import ADAPTED, PLAIN, SIZE, SPACING, TARGET, Planned
 
 from nnunet_l2g.phantom import write_dataset
 
 pytestmark = [pytest.mark.commands, pytest.mark.slow]
 
-TARGET, PLANS = "Dataset983_Late", "nnUNetPlans_to983"
 TRAINER = "nnUNetTrainerGLUA_4epochs_2iterations"  # two epochs of translation
-TRAIN = ("nnUNetv2_train", 981, "2d", 0, "-tr", TRAINER, "-p", PLANS, "-device", "cpu")
+TRAIN = ("nnUNetv2_train", 981, "2d", 0, "-tr", TRAINER, "-p", ADAPTED, "-device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def test_killed_in_the_second_stage_it_continues_there(pair, logs):
     assert "stage translation" not in second and not re.search(r"Epoch 0\s*$", second, re.M)
     assert re.search(r"Epoch 3\s*$", second, re.M) and "Mean Validation Dice" in second
     assert re.search(r"gap_features_translated [\d.]+ mask_mean [\d.e-]+ domain_accuracy [\d.]+ alignment_weight 0.005", second)
-    fold = pair.path("results", PLAIN, f"{TRAINER}__{PLANS}__2d", "fold_0")
+    fold = pair.path("results", PLAIN, f"{TRAINER}__{ADAPTED}__2d", "fold_0")
     for name in ("checkpoint_final.pth", "stage_translation.pth", "progress_translation.png", "progress_glua.png"):
         assert (fold / name).stat().st_size > 1000
     assert not list(fold.glob("*.partial*"))
@@ -66,7 +65,7 @@ def test_killed_in_the_second_stage_it_continues_there(pair, logs):
 
 def test_target_images_are_predicted_by_the_model_folder_alone(pair, logs, tmp_path):
     """Another results folder, without the stage's file and without what continuing needs; no preprocessed data."""
-    model = pair.path("results", PLAIN, f"{TRAINER}__{PLANS}__2d")
+    model = pair.path("results", PLAIN, f"{TRAINER}__{ADAPTED}__2d")
     results = tmp_path / "results" / PLAIN / model.name
     shutil.copytree(model, results, ignore=shutil.ignore_patterns("stage_*", "validation", "*.png", "*.txt"))
     file = results / "fold_0" / "checkpoint_final.pth"
@@ -74,8 +73,8 @@ def test_target_images_are_predicted_by_the_model_folder_alone(pair, logs, tmp_p
     del checkpoint["nnunet_l2g"]
     torch.save(checkpoint, file)
     pair.run(
-        "nnUNetv2_predict", "-d", 981, "-c", "2d", "-f", 0, "-tr", TRAINER, "-p", PLANS, "-device", "cpu", "-npp", 1, "-nps", 1,
-        "--disable_tta", "-i", pair.path("raw", TARGET, "imagesTs"), "-o", tmp_path / "out",
+        "nnUNetv2_predict", "-d", 981, "-c", "2d", "-f", 0, "-tr", TRAINER, "-p", ADAPTED, "-device", "cpu",
+        "-npp", 1, "-nps", 1, "--disable_tta", "-i", pair.path("raw", TARGET, "imagesTs"), "-o", tmp_path / "out",
         nnUNet_results=str(tmp_path / "results"), nnUNet_preprocessed=str(tmp_path / "nothing"),
     )  # fmt: skip
     predictions = [sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in sorted((tmp_path / "out").glob("*.nii.gz"))]

@@ -9,6 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncL,
+    nnUNetPlannerResEncM,
+    nnUNetPlannerResEncXL,
+)
+from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from planned import PLAIN, RICH
@@ -19,15 +25,22 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.trainers import nnUNetTrainerGRCSF, nnUNetTrainerL2GNet
 
 CPU = torch.device("cpu")
-RESENC = {f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")}
+RESENC = {
+    "nnUNetResEncUNetMPlans": nnUNetPlannerResEncM,
+    "nnUNetResEncUNetLPlans": nnUNetPlannerResEncL,
+    "nnUNetResEncUNetXLPlans": nnUNetPlannerResEncXL,
+}
 
 
 @pytest.fixture(scope="session")
 def more_plans(planned):
     """ResEnc plans by nnU-Net's planners, and a cascade (the phantom is too small for nnU-Net to plan one)."""
-    for identifier, planner in RESENC.items():
-        planned.run("nnUNetv2_plan_experiment", "-d", 981, "-pl", planner)
-        assert planned.path("preprocessed", PLAIN, f"{identifier}.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in planned.variables.items():
+            patch.setenv(name, value)
+        for planner in RESENC.values():
+            plan_experiment_dataset(981, planner)
+    assert all(planned.path("preprocessed", PLAIN, f"{identifier}.json").exists() for identifier in RESENC)
     plans = json.loads(planned.path("preprocessed", PLAIN, "nnUNetPlans.json").read_text())
     plans["plans_name"] = "cascadePlans"
     plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
