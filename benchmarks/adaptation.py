@@ -55,11 +55,13 @@ def main() -> None:
     work.prepare()
     result = {"conditions": conditions(torch.device(args.device)), "repeats": []}
     for repeat in range(args.repeats):
-        rows = {name: work.measure(name, repeat) for name in args.methods}
-        add_shares(rows)
+        rows = {}
         result["repeats"].append(rows)
-        if args.output:
-            args.output.write_text(json.dumps(result, indent=1) + "\n")
+        for name in args.methods:
+            rows[name] = work.measure(name, repeat)
+            add_shares(rows)
+            if args.output:
+                args.output.write_text(json.dumps(result, indent=1) + "\n")
         print(f"\nrepeat {repeat}\n{table(rows)}", flush=True)
 
 

@@ -29,7 +29,8 @@ class Pair:
 
 
 PAIRS = {
-    "phantom": Pair("Dataset901_PhantomCine", "Dataset902_PhantomLate", "Dataset903_PhantomLateLabelled", "2d"),
+    "phantom": Pair("Dataset901_PhantomCine", "Dataset902_PhantomBlackBlood", "Dataset903_PhantomBlackBloodLabelled",
+                    "2d"),
     "hippocampus": Pair("Dataset911_Hippocampus", "Dataset912_HippocampusInverted", "Dataset913_HippocampusInvertedLabelled",
                         "3d_fullres"),
     "nuclei": Pair("Dataset301_NucleiFluorescence", "Dataset302_NucleiHistology", None, "2d"),
@@ -57,14 +58,14 @@ def write_pair(name: str, raw: Path, data: Path | None) -> Pair:
 
 
 def write_phantom(pair: Pair, raw: Path) -> None:
-    """20 cine hearts with labels; 20 others in late enhancement without; 12 more of those to test."""
+    """20 cine hearts with labels; 20 others with black blood without; 12 more of those to test."""
     from nnunet_l2g.phantom import write_dataset
 
     grid = dict(size=(40, 40, 8), spacing=(2.9, 2.9, 10.0))  # small, so that a CPU can train it
     for dataset, contrast, seed, tests in (
         (pair.source, "cine", SEED, 0),
-        (pair.target, "late_enhancement", SEED + 1, 12),
-        (pair.supervised, "late_enhancement", SEED + 1, 0),
+        (pair.target, "black_blood", SEED + 1, 12),
+        (pair.supervised, "black_blood", SEED + 1, 0),
     ):
         if not (raw / dataset).exists():
             number, title = int(dataset[7:10]), dataset[11:]

@@ -11,12 +11,14 @@ import pytest
 import torch
 from glua_trainers import a_batch, make, run_epochs
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from planned import PLAIN, RICH, TARGET
+from planned import PLAIN, RICH, SIZE, SPACING, TARGET
 from test_trainers import CPU, make_batch
 
 from nnunet_l2g.adaptation import AdaptedTarget
 from nnunet_l2g.adaptation.target_stream import WithUnlabelled
+from nnunet_l2g.cli import main
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.phantom import write_dataset
 from nnunet_l2g.training.random_intensity import RandomIntensity
 
 TWINS = ("GLUA", "GLUATranslationOnly", "GLUANoMask", "GLUANoTranslation", "GLUASelfTraining")
@@ -256,3 +258,27 @@ def test_the_random_intensity_control_needs_no_target_and_changes_images_alone(a
     assert all(torch.equal(one, two) for one, two in zip(batch["target"], kept["target"], strict=True))
     assert trainer.diagnostic_keys == [] and trainer.extra_state() == {}
     run_epochs(trainer, 1)
+
+
+@pytest.mark.slow
+def test_identical_domains_hardly_raise_the_mask_and_the_source_is_learnt_as_well(adapted_folders):
+    """A target of the source's own kind, other hearts in the same contrast, against one of another contrast."""
+    for number, contrast in ((984, "cine"), (985, "black_blood")):
+        write_dataset(adapted_folders.path("raw"), 5, 0, contrast, seed=9, dataset_id=number, name="Other", size=SIZE,
+                      spacing=SPACING)  # fmt: skip
+        assert main(["adapt", "-s", "981", "-t", str(number), "-c", "2d", "-np", "1"]) == 0
+    losses, masks = {}, {}
+    for case, target, aligned in (("alone", 984, False), ("identical", 984, True), ("different", 985, True)):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        trainer = make(adapted_folders, "GLUANoTranslation", plans=f"nnUNetPlans_to{target}", batches=False, alignment=aligned,
+                       epochs=5, iterations=25)  # fmt: skip
+        trainer.on_train_start()
+        run_epochs(trainer, 5)
+        logging = trainer.logger.local_logger.my_fantastic_logging
+        losses[case], masks[case] = logging["train_losses"], logging.get("mask_mean")
+        trainer.on_train_end()
+    print(losses, masks)
+    assert losses["alone"][-1] < losses["alone"][0] - 0.3  # something was learnt
+    assert losses["identical"][-1] < losses["alone"][-1] + 0.1
+    assert masks["identical"][-1] < 0.5 * masks["different"][-1]

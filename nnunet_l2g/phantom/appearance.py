@@ -7,7 +7,8 @@ import numpy as np
 from nnunet_l2g.phantom import anatomy as a
 
 # Mean signal of each tissue (1 is the brightest). Cine: bright blood, dark muscle. Late enhancement: nulled (darkest)
-# myocardium, grey blood, bright scar. In cine a scar cannot be told from myocardium, as in practice.
+# myocardium, grey blood, bright scar. In cine a scar cannot be told from myocardium, as in practice. Black blood (T2-weighted
+# spin echo): dark blood, brighter muscle, so a network that knows cine alone finds nothing.
 CONTRASTS = {
     "cine": {
         a.AIR: 0.02, a.FAT: 0.75, a.MUSCLE: 0.32, a.LUNG: 0.08, a.LIVER: 0.42, a.VESSEL: 0.85, a.HEART_FAT: 0.62,
@@ -19,9 +20,15 @@ CONTRASTS = {
         a.RIGHT_WALL: 0.12, a.RIGHT_VENTRICLE: 0.46, a.MYOCARDIUM: 0.10, a.LEFT_VENTRICLE: 0.52, a.PAPILLARY: 0.14,
         a.SCAR: 0.95,
     },
+    "black_blood": {
+        a.AIR: 0.02, a.FAT: 0.85, a.MUSCLE: 0.40, a.LUNG: 0.06, a.LIVER: 0.36, a.VESSEL: 0.07, a.HEART_FAT: 0.78,
+        a.RIGHT_WALL: 0.48, a.RIGHT_VENTRICLE: 0.10, a.MYOCARDIUM: 0.50, a.LEFT_VENTRICLE: 0.07, a.PAPILLARY: 0.46,
+        a.SCAR: 0.66,
+    },
 }
-NOISE = {"cine": (0.03, 0.06), "late_enhancement": (0.05, 0.09)}  # range of the standard deviation
-GAIN = {"cine": (300.0, 700.0), "late_enhancement": (120.0, 400.0)}  # range of scanner units per unit of signal
+NOISE = {"cine": (0.03, 0.06), "late_enhancement": (0.05, 0.09), "black_blood": (0.04, 0.08)}  # range of the standard deviation
+# range of scanner units per unit of signal
+GAIN = {"cine": (300.0, 700.0), "late_enhancement": (120.0, 400.0), "black_blood": (200.0, 500.0)}
 
 
 def signal(tissue: np.ndarray, contrast: str) -> np.ndarray:

@@ -40,13 +40,13 @@ def make_case(
 ) -> tuple[SimpleITK.Image, SimpleITK.Image]:
     """One short-axis case: an image (int16) and its label map (uint8) on the same oblique grid.
 
-    The seed alone decides the anatomy: the same seed in both contrasts shows the same heart on the same grid, with
+    The seed alone decides the anatomy: the same seed in two contrasts shows the same heart on the same grid, with
     other noise, bias and gain. The same arguments give bit-identical images.
 
     Parameters
     ----------
     seed : non-negative int
-    contrast : "cine" or "late_enhancement"
+    contrast : "cine", "late_enhancement" or "black_blood"
     scar : whether the myocardium holds 1 to 3 scars (bright in late enhancement, invisible in cine)
     labels : "anatomy" (1 left ventricular blood with papillary muscles, 2 myocardium with any scar, 3 right ventricle),
         "anatomy_scar" (scar is 4 instead of 2) or "scar" (1 is scar); default "anatomy_scar" with scar, else "anatomy"

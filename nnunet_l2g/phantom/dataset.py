@@ -50,7 +50,7 @@ def write_dataset(
     ----------
     folder : nnU-Net's nnUNet_raw folder; made if missing
     num_training, num_test : cases; at least 5 and 0
-    contrast : "cine", "late_enhancement", or a tuple of contrasts: one input channel each, aligned
+    contrast : "cine", "late_enhancement", "black_blood", or a tuple of contrasts: one input channel each, aligned
     scar, labels, size, spacing : see `make_case`. A size of two numbers writes 2D cases as PNG, nnU-Net's format for 2D
         (16 bit; PNG holds no spacing).
     seed : of the dataset
