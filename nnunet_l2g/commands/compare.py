@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from nnunet_l2g.comparison.slurm_options import add_arguments, slurm_options
 from nnunet_l2g.errors import UserError
 
 
@@ -52,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="FLOPs of a patch, seconds of inference for one case, and on a GPU the memory of a training step",
     )
     models.add_argument("--shift", action="store_true", help="predict and score perturbed validation images too")
+    add_arguments(parser)
     folders = parser.add_argument_group("or folders of predictions; the first is the baseline")
     folders.add_argument("--predictions", nargs="+", metavar="NAME=FOLDER", help="two or more, the same cases in each")
     folders.add_argument(
@@ -97,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     """Checks everything that can be checked, trains what is missing (--train), scores and writes. 0 done, 130 interrupted."""
     check_numbers(args)
     check_mode(args)
+    slurm_options(args)
     from nnunet_l2g.comparison.output import open_output
     from nnunet_l2g.demo.runner import Interrupted
 
@@ -124,19 +127,12 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
     folds = check_fold_names(args.folds)
     dataset = dataset_name(args.dataset)
     models = choose_models(dataset, args.trainers, args.plans, args.configurations)
+    device = choose_device(args.device) if args.measure or args.shift else "cpu"
     if args.train:
-        from nnunet_l2g.comparison.models import FINISHED
-        from nnunet_l2g.comparison.training import check_trainable, train_missing
-
-        missing = [model for model in models if any(model.state(fold) != FINISHED for fold in folds)]
-        check_trainable(missing, dataset)
-        device = choose_device(args.device)
-        output = open_output(args.output)
-        train_missing(missing, folds, dataset, device, output)
+        train(args, models, folds, dataset, open_output)
     check_folds(models, folds, dataset)
     inputs = read_models(models, folds, dataset, args.reference)
     inputs.warnings = model_warnings(models, folds, inputs.methods, dataset)
-    device = choose_device(args.device) if args.measure or args.shift else "cpu"
     images = check_shift(models, inputs, dataset) if args.shift else {}
     output = open_output(args.output)
     cost, shift = cost_table(inputs), None
@@ -146,6 +142,30 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
         cache = Cache(output / CACHE)
         shift = shift_table(models, inputs, images, dataset, device, output, options_of(args), cache, processes_of(args))
     return finish(args, inputs, output, cost, shift)
+
+
+def train(args: argparse.Namespace, models: list, folds: list[str], dataset: str, open_output) -> None:
+    """--train: what is missing, here or on a cluster."""
+    from nnunet_l2g.comparison.local_runs import cuda_devices, train_locally
+    from nnunet_l2g.comparison.slurm_runs import check_slurm, train_on_slurm
+    from nnunet_l2g.comparison.training import check_trainable, missing_trainings
+    from nnunet_l2g.demo.nnunet import choose_device
+
+    options = slurm_options(args)
+    missing = list(dict.fromkeys(t.model for t in missing_trainings(models, folds, dataset, "cpu", args.output)))
+    if missing and options is not None:
+        check_slurm(options)
+    check_trainable(missing, folds, dataset)
+    if not missing:
+        return
+    if options is None:
+        device = choose_device(args.device)
+        trainings = missing_trainings(missing, folds, dataset, device, open_output(args.output))
+        train_locally(trainings, cuda_devices() if device == "cuda" else ())
+    else:
+        output = open_output(args.output)
+        device = "cuda" if options.gpus else "cpu"
+        train_on_slurm(missing_trainings(missing, folds, dataset, device, output, options.gpus), options, output)
 
 
 def compare_folders(args: argparse.Namespace, open_output) -> int:
