@@ -96,6 +96,17 @@ class L2GNet(PlanNetwork):
             skips[level] = self.l2g[index](skips[level])
         return self.decoder(skips)
 
+    @torch.no_grad()
+    def explain(self, x: torch.Tensor) -> dict[int, dict[str, torch.Tensor]]:
+        """What each block does in eval mode, for pictures: level -> L2GBlock.explain, and "grid" (*spatial_l) of its tokens."""
+        was_training = self.training
+        self.eval()
+        skips, found = self.encoder(x), {}
+        for level, block in zip(self.levels, self.l2g, strict=True):
+            found[level] = block.explain(skips[level]) | {"grid": torch.tensor(skips[level].shape[2:])}
+        self.train(was_training)
+        return found
+
     def auxiliary_loss(self) -> torch.Tensor | None:
         losses = [block.loss for block in self.l2g if block.loss is not None]
         return sum(losses) if losses else None

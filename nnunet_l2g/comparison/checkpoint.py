@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_l2g.comparison.curves import Curves
+from nnunet_l2g.training.safe_loading import load_safely
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,13 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """Reads with `weights_only=True`: a checkpoint can hold tensors, numbers and lists, and run nothing.
+    """Read by `load_safely`, which runs nothing of the file.
 
-    nnU-Net's log holds numpy scalars, so exactly numpy's scalar and dtype classes are allowed. None if the file cannot be
-    read that way (too old a torch, a trainer that stores more, a damaged file); the text log is then what is left.
+    None if the file cannot be read that way (too old a torch, a trainer that stores more, a damaged file); the text log is
+    then what is left.
     """
-    import torch
-
-    safe_globals = getattr(torch.serialization, "safe_globals", None)
-    if safe_globals is None:
-        return None
     try:
-        with safe_globals(_numpy_classes()):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = load_safely(path)
         mirroring = content.get("inference_allowed_mirroring_axes")
         return Checkpoint(
             int(content["current_epoch"]),
@@ -55,13 +50,3 @@ def _count(weights: dict) -> int:
         if tensor.is_floating_point()
     }
     return sum(unique.values())
-
-
-def _numpy_classes() -> list:
-    import numpy as np
-
-    scalar = np.float64(0).__reduce__()[0]  # numpy's function that rebuilds a scalar
-    dtypes = [type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")]
-    # numpy 2 moved the function; a checkpoint keeps the name of the numpy that wrote it
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [*names, np.dtype, *dtypes]

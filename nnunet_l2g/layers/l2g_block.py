@@ -105,6 +105,24 @@ class L2GBlock(nn.Module):
         return z + update.transpose(1, 2).reshape(z.shape).to(z.dtype)
 
     @torch.no_grad()
+    def explain(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What forward does with z (B, C, *spatial), for pictures; only what the block has, float32 or int64.
+
+        codes k (B, N), tokens q (B, N, d), scores S and columns A (B, N, p), output o (B, N, d).
+        """
+        found = {}
+        with full_precision(z.device.type):
+            q = self.project_in(z.float().flatten(2).transpose(1, 2))  # (B, N, d)
+            if self.quantizer is not None:
+                found["codes"] = self.quantizer.codes(q)  # (B, N)
+                q = F.embedding(found["codes"], self.quantizer.codebook)  # (B, N, d)
+            found["tokens"] = q
+            if self.alignment is not None:
+                found["scores"], found["columns"], _ = self.alignment.plan(q)
+                found["output"] = self.alignment(q)
+        return found
+
+    @torch.no_grad()
     def after_step(self) -> None:
         """To be called once after each optimiser step: moves the codebook, and early on places codes and references."""
         source = self.quantizer.pending[0] if self.quantizer is not None and self.quantizer.pending else None

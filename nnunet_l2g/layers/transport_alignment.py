@@ -78,13 +78,18 @@ class TransportAlignment(nn.Module):
         centred = q - q.mean(1, keepdim=True)
         return _unit(centred) @ _unit(self.references).T
 
-    def forward(self, q: torch.Tensor) -> torch.Tensor:
+    def plan(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """S, A with columns that sum to 1, and A with rows that sum to 1, (B, n, p) each, of tokens (B, n, d)."""
         scores = self.scores(q)  # (B, n, p)
         u, v = sinkhorn_potentials(scores, self.eps, self.iterations, solver=self.solver)
         kernel = scores / self.eps
         # Both normalisations of A = exp(kernel + u + v) are a softmax: the constant potential cancels.
         columns = (kernel + u[:, :, None]).softmax(1)  # (B, n, p), over tokens
         rows = (kernel + v[:, None, :]).softmax(2)  # (B, n, p), over references
+        return scores, columns, rows
+
+    def forward(self, q: torch.Tensor) -> torch.Tensor:
+        _, columns, rows = self.plan(q)
         collected = columns.transpose(1, 2) @ q  # (B, p, d)
         output = rows @ collected  # (B, n, d)
         self.last = Alignment(q.detach(), columns.detach(), output.detach()) if self.training else None
