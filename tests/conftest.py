@@ -13,8 +13,10 @@ from throwaway import USER_TRAINERS, Environment, copy_project
 from nnunet_l2g.cli import main
 from nnunet_l2g.phantom import write_dataset
 
-# as many test processes as cores, and nnU-Net's own beside them: threads of several processes only wait for one another
+# As many test processes as cores, and nnU-Net's own beside them: threads of several processes only wait for one another.
+# nnU-Net itself asks for a thread a core; passive ones at least give the core away while they wait (else five times slower).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
