@@ -17,7 +17,7 @@ from nnunet_l2g.translation import stage as stage_module
 from nnunet_l2g.translation import translator as translator_module
 from nnunet_l2g.translation.losses import aims_of_head, discriminator_loss, generate, generator_losses, segmentation_loss
 from nnunet_l2g.translation.slices import from_slices, pad, random_choice, to_slices
-from nnunet_l2g.translation.stage import linear_decay
+from nnunet_l2g.translation.stage import learning_rate, linear_decay
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -402,6 +402,12 @@ def test_styles_are_the_clusters_of_the_targets_codes():
     drawn = translator.draw_styles(300)
     counts = [(drawn == style).all(1).sum() for style in translator.target_styles]
     assert drawn.shape == (300, 8) and sum(counts) == 300 and min(counts) > 60
+
+
+def test_a_short_training_takes_larger_steps():
+    assert [learning_rate(steps) for steps in (1, 1600, 4000, 8000, 100_000)] == pytest.approx([1e-3, 1e-3, 4e-4, 2e-4, 2e-4])
+    assert make_stage(make(), epochs=2, iterations=2).lr == pytest.approx(1e-3)
+    assert make_stage(make(), epochs=2, iterations=2, lr=3e-4).lr == 3e-4
 
 
 def test_the_learning_rate_falls_over_the_last_part():

@@ -38,8 +38,8 @@ class TranslationStage(Stage):
         For translation.png, every `draw_every` epochs and after the last.
     slices, crop : int
         Slices of each domain in a step, at most; and the longest side of their crop.
-    lr : float
-        Constant, then linear to zero over the last `decay_share` of all steps.
+    lr : float or None
+        Constant, then linear to zero over the last `decay_share` of all steps; None for `learning_rate(steps)`.
     ema : float
         Decay of the average, approached as (1 + step) / (10 + step), so that a short training is not the average of its start.
     weights : mapping or None
@@ -70,7 +70,7 @@ class TranslationStage(Stage):
         draw_every: int = 5,
         slices: int = 16,
         crop: int = 256,
-        lr: float = 2e-4,
+        lr: float | None = None,
         decay_share: float = 0.4,
         ema: float = 0.999,
         weights: Mapping[str, float] | None = None,
@@ -81,6 +81,7 @@ class TranslationStage(Stage):
         if unknown := weights.keys() - WEIGHTS.keys():
             raise ValueError(f"weights has {', '.join(sorted(unknown))}, expected some of {', '.join(WEIGHTS)}")
         weights = WEIGHTS | weights
+        lr = learning_rate(epochs * iterations) if lr is None else lr
         hyperparameters = dict(slices=slices, crop=crop, lr=lr, decay_share=decay_share, ema=ema, seed=seed)
         described = {f"weight_{key}": value for key, value in weights.items()}
         described |= {f"translator_{key}": value for key, value in translator.config.items()}
@@ -212,6 +213,11 @@ class TranslationStage(Stage):
         self.step = state["step"]
         self.generator_optimizer.load_state_dict(state["generator"])
         self.discriminator_optimizer.load_state_dict(state["discriminator"])
+
+
+def learning_rate(steps: int) -> float:
+    """2e-4 from 8000 steps on; a shorter training takes larger steps, up to 1e-3."""
+    return min(1e-3, 2e-4 * max(1.0, 8000 / steps))
 
 
 def linear_decay(step: int, steps: int, share: float) -> float:
