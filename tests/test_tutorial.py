@@ -28,6 +28,6 @@ def test_every_line_of_the_tutorial_runs(tmp_path):
     script = "set -euo pipefail\n" + "\n".join(block for _, block in blocks)
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    for result in ("report/index.html", "report_test/index.html", "look/summary.json"):
+    for result in ("report/report.html", "report_test/report.html", "look/summary.json"):
         assert (tmp_path / result).stat().st_size > 100, result
     assert list((tmp_path / "look").glob("*.png")) and list((tmp_path / "look").rglob("*.nii.gz"))

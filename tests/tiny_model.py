@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.lookup import find_trainer
 
 INTENSITIES = {"mean": 200.0, "std": 50.0, "percentile_00_5": 50.0, "percentile_99_5": 350.0}
@@ -92,7 +94,9 @@ def write_model(
     (model / "plans.json").write_text(json.dumps(plans))
     manager = PlansManager(plans)
     heads = manager.get_label_manager(dataset).num_segmentation_heads
-    build = find_trainer(trainer).build_network_architecture
+    with pytest.MonkeyPatch.context() as patch:  # an editable install may not be registered
+        patch.setenv(VARIABLE, with_trainers(""))
+        build = find_trainer(trainer).build_network_architecture
     network = build(manager, manager.get_configuration(name), len(names), heads, False)
     content = {
         "network_weights": network.state_dict(),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
 
+from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.comparison.slurm_options import add_arguments, slurm_options
 from nnunet_l2g.errors import UserError
 
@@ -99,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     """Checks everything that can be checked, trains what is missing (--train), scores and writes. 0 done, 130 interrupted."""
     check_numbers(args)
     check_mode(args)
+    os.environ[VARIABLE] = with_trainers(os.environ.get(VARIABLE, ""))  # an editable install may not be registered
     slurm_options(args)
     from nnunet_l2g.comparison.output import open_output
     from nnunet_l2g.demo.runner import Interrupted

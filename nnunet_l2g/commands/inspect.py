@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.errors import UserError
 
 
@@ -39,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_l2g.demo.nnunet import choose_device
     from nnunet_l2g.lookup import quiet
 
+    os.environ[VARIABLE] = with_trainers(os.environ.get(VARIABLE, ""))  # an editable install may not be registered
     with quiet():  # imports torch, which --help should not wait for, and which may warn
         from nnunet_l2g.inspection.inspection import inspect_case
 

@@ -148,7 +148,6 @@ def check_trainable(models: list[Model], folds: list[str], dataset: str) -> None
     for plans in dict.fromkeys(model.plans for model in models):
         if not (preprocessed / f"{plans}.json").is_file():
             raise UserError(f"{preprocessed / plans}.json: no such plans; run nnUNetv2_plan_and_preprocess for {dataset} first")
-    os.environ[VARIABLE] = with_trainers(os.environ.get(VARIABLE, ""))
     for trainer in dict.fromkeys(model.trainer for model in models):
         try:
             found = find_trainer(trainer)
