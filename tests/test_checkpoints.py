@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from nnunet_l2g.training.checkpoints import set_previous_aside, write_atomically
+from nnunet_l2g.errors import UserError
+from nnunet_l2g.training.checkpoints import check_finite, set_previous_aside, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -15,7 +17,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         Path(name).write_text("ha")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"checkpoint_latest.pth could not be written.*No space left.*MiB are free.*is intact"):
         write_atomically(disk_full, str(target))
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
@@ -48,3 +50,20 @@ def test_previous_checkpoints_are_moved_not_lost(tmp_path):
         name: name for name in ("checkpoint_final.pth", "checkpoint_best.pth")
     }
     assert {p.name for p in tmp_path.iterdir()} == {"progress.png", previous.name}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_spoilt_tensors_are_named_wherever_they_are(value):
+    good = {"network_weights": {"a": torch.ones(3), "n": torch.ones(2, dtype=torch.int64)}, "log": [float("nan")]}
+    check_finite(good)
+    spoilt = {**good, "optimizer_state": {"state": {0: {"momentum_buffer": torch.tensor([1.0, value])}}}}
+    with pytest.raises(FloatingPointError, match=r"optimizer_state\.state\.0\.momentum_buffer: no checkpoint"):
+        check_finite(spoilt)
+
+
+def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path):
+    def write(name):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        write_atomically(write, str(tmp_path / "x.pth"))

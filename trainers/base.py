@@ -13,13 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_l2g.architectures import PlanNetwork
 from nnunet_l2g.compatibility import check_nnunet
+from nnunet_l2g.errors import UserError
 from nnunet_l2g.training.auxiliary import LossWithAuxiliary
-from nnunet_l2g.training.checkpoints import set_previous_aside, write_atomically
+from nnunet_l2g.training.checkpoints import check_finite, set_previous_aside, write_atomically
+from nnunet_l2g.training.ending import ending_cleanly
 from nnunet_l2g.training.figure import draw_diagnostics
 from nnunet_l2g.training.learning_rate import ScaledPolyLRScheduler
+from nnunet_l2g.training.random_state import get_random_state, set_random_state
 from nnunet_l2g.training.stages import Stage, run_stage
 
 EXTRA_KEY = "nnunet_l2g"  # in nnU-Net's checkpoints, beside its own keys
+RANDOM_KEY = "random_state"  # there, beside extra_state()
 
 
 class PluginTrainer(nnUNetTrainer):
@@ -53,6 +57,7 @@ class PluginTrainer(nnUNetTrainer):
         self.save_every = max(1, min(self.save_every, self.num_epochs // 10))
         self._nonfinite_steps = 0
         self._checkpoint_loaded = self._extra_loaded = False
+        self._random_state: dict | None = None  # of the checkpoint that was loaded
 
     @classmethod
     def build_network_architecture(
@@ -83,6 +88,7 @@ class PluginTrainer(nnUNetTrainer):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def initialize(self):
+        self._check_stages()
         super().initialize()
         network = self.raw_network
         # Here and not in _build_loss and configure_optimizers, which users' subclasses override.
@@ -93,6 +99,16 @@ class PluginTrainer(nnUNetTrainer):
             self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
         # From here until training starts or a checkpoint is loaded, nnU-Net may load -pretrained_weights.
         network.plain_weights_only = True
+
+    def _check_stages(self) -> None:
+        """UserError for plans whose loss would be 0 / 0: nnU-Net gives the lowest of stages - 1 outputs no weight."""
+        stages, patch = len(self.configuration_manager.pool_op_kernel_sizes), tuple(self.configuration_manager.patch_size)
+        if self.enable_deep_supervision and stages < 3:
+            raise UserError(
+                f"the network of these plans has {stages} stage(s) for patch {patch}, expected at least 3: nnU-Net's loss is not "
+                "a number with fewer, as its deep supervision leaves out the lowest output. Plan with a finer spacing "
+                "(nnUNetv2_plan_experiment -overwrite_target_spacing), for at least 16 voxels on two axes or 24 on one."
+            )
 
     def configure_optimizers(self):
         network = self.raw_network
@@ -116,14 +132,17 @@ class PluginTrainer(nnUNetTrainer):
         super().on_train_start()
         if not self._checkpoint_loaded:  # a checkpoint of the segmenter is from after the stages
             self._run_stages()
+        elif self._random_state is not None and not self.is_ddp:  # rank 0's: the others would draw the same
+            set_random_state(self._random_state, self.device)  # only now, making the loaders has drawn some
 
     def run_training(self):
         """nnU-Net's. If it fails, the loaders' workers are ended at once: left to the interpreter's end, they may hang it."""
-        try:
-            super().run_training()
-        except BaseException:
-            self._finish_loaders()
-            raise
+        with ending_cleanly():
+            try:
+                super().run_training()
+            except BaseException:
+                self._finish_loaders()
+                raise
 
     def _finish_loaders(self) -> None:
         for loader in (self.dataloader_train, self.dataloader_val):
@@ -144,6 +163,8 @@ class PluginTrainer(nnUNetTrainer):
                 save=not self.disable_checkpointing,
                 save_every=max(1, stage.epochs // 10),
                 rank=self.local_rank,
+                extra_state=self.extra_state,
+                load_extra_state=self.load_extra_state,
             )
 
     def on_train_epoch_start(self):
@@ -207,10 +228,12 @@ class PluginTrainer(nnUNetTrainer):
 
     def _write_checkpoint(self, filename: str) -> None:
         super().save_checkpoint(filename)
-        extra = self.extra_state()
-        if extra and os.path.exists(filename):  # not with --disable_checkpointing
-            checkpoint = torch.load(filename, map_location="cpu", weights_only=False)  # our own, written this moment
-            torch.save({**checkpoint, EXTRA_KEY: extra}, filename)
+        if not os.path.exists(filename):  # --disable_checkpointing
+            return
+        checkpoint = torch.load(filename, map_location="cpu", weights_only=False)  # our own, written this moment
+        checkpoint[EXTRA_KEY] = {**self.extra_state(), RANDOM_KEY: get_random_state(self.device)}
+        check_finite({key: checkpoint[key] for key in ("network_weights", "optimizer_state", EXTRA_KEY)})
+        torch.save(checkpoint, filename)
 
     def load_checkpoint(self, filename_or_checkpoint) -> None:
         if not self.was_initialized:
@@ -218,12 +241,13 @@ class PluginTrainer(nnUNetTrainer):
         self.raw_network.plain_weights_only = False
         super().load_checkpoint(filename_or_checkpoint)
         self._checkpoint_loaded = True
-        if self.extra_state():
-            # Not weights_only: its log's numpy scalars forbid it, and nnU-Net has just unpickled this very file.
-            checkpoint = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
-            if EXTRA_KEY in checkpoint:
-                self.load_extra_state(checkpoint[EXTRA_KEY])
-                self._extra_loaded = True
+        # Not weights_only: its log's numpy scalars forbid it, and nnU-Net has just unpickled this very file.
+        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
+        extra = dict(checkpoint.get(EXTRA_KEY, {}))
+        self._random_state = extra.pop(RANDOM_KEY, None)
+        if extra:
+            self.load_extra_state(extra)
+            self._extra_loaded = True
 
     def _log_pretrained(self) -> None:
         if not self.raw_network.plain_weights_loaded:

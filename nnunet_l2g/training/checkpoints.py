@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+
+import torch
+
+from nnunet_l2g.errors import UserError
 
 PARTIAL = ".partial"
 
@@ -13,8 +18,13 @@ PARTIAL = ".partial"
 def write_atomically(write: Callable[[str], None], filename: str) -> None:
     """Calls write(temporary name), flushes to disk, renames: ``filename`` is the old file or the new one, never half of one.
 
-    If write makes no file (nnU-Net with --disable_checkpointing), nothing happens. Whatever write raises is raised, and the
-    temporary file is removed.
+    If write makes no file (nnU-Net with --disable_checkpointing), nothing happens. The temporary file is removed whatever
+    write raises.
+
+    Raises
+    ------
+    UserError
+        If the disk does not take the file: full, over a quota, read-only, gone.
     """
     partial = filename + PARTIAL
     try:
@@ -24,8 +34,63 @@ def write_atomically(write: Callable[[str], None], filename: str) -> None:
         with open(partial, "r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         os.replace(partial, filename)
+        _flush_folder(os.path.dirname(filename))
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) or _is_failed_write(error):
+            raise UserError(_cannot_write(filename, error)) from error
+        raise
     finally:
+        _remove(partial)
+
+
+def _flush_folder(folder: str) -> None:
+    """The new name itself, which on some file systems a power cut could undo; Windows cannot open folders."""
+    if os.name == "posix":
+        descriptor = os.open(folder or ".", os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _is_failed_write(error: RuntimeError) -> bool:
+    """torch.save reports a failed write as a RuntimeError: of its zip writer, or of a folder that is not there."""
+    text = str(error)
+    return "PytorchStreamWriter" in text or "inline_container" in text or "Parent directory" in text
+
+
+def _cannot_write(filename: str, error: Exception) -> str:
+    folder, reason = os.path.dirname(filename) or ".", str(error).splitlines()[0]
+    free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free" if os.path.isdir(folder) else "the folder is gone"
+    before = "The checkpoint of that name from before is intact" if os.path.exists(filename) else "There was none before"
+    return f"{filename} could not be written: {reason} ({free}). {before}. Make room there, then continue with --c."
+
+
+def _remove(partial: str) -> None:
+    if os.path.exists(partial):  # a read-only file system refuses even to remove nothing
         Path(partial).unlink(missing_ok=True)
+
+
+def check_finite(state: Mapping) -> None:
+    """FloatingPointError naming the tensors of a nested state that hold NaN or Inf: such a checkpoint must not replace one."""
+    spoilt = [name for name, tensor in _tensors(state) if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if spoilt:
+        names = ", ".join(spoilt[:5]) + (f" and {len(spoilt) - 5} more" if len(spoilt) > 5 else "")
+        raise FloatingPointError(
+            f"NaN or Inf in {names}: no checkpoint of it is written, those on disk are from before. Look for NaN or Inf in the "
+            "images, or lower the learning rate, and continue with --c."
+        )
+
+
+def _tensors(state, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    elif isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(state, (list, tuple)):
+        for number, value in enumerate(state):
+            yield from _tensors(value, f"{name}.{number}")
 
 
 def set_previous_aside(output_folder: str) -> Path | None:

@@ -14,9 +14,10 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.layers.distributed import mean_over_ranks
-from nnunet_l2g.training.checkpoints import write_atomically
+from nnunet_l2g.layers.distributed import mean_over_ranks, world_size
+from nnunet_l2g.training.checkpoints import check_finite, write_atomically
 from nnunet_l2g.training.figure import draw_diagnostics
+from nnunet_l2g.training.random_state import get_random_state, set_random_state
 
 FROM_BEFORE = "Training stops; the stage's checkpoint is from before. Look for NaN or Inf in the images, and continue with --c."
 
@@ -93,6 +94,8 @@ def run_stage(
     save: bool = True,
     save_every: int = 1,
     rank: int = 0,
+    extra_state: Callable[[], dict] = dict,
+    load_extra_state: Callable[[dict], None] = lambda state: None,
 ) -> None:
     """Runs a stage to its end, or from where its checkpoint stopped.
 
@@ -111,31 +114,36 @@ def run_stage(
         same, so that twins can share it; the rest of that trainer's network is not.
     save, save_every, rank
         Whether checkpoints are written, every how many epochs, and by which process (0 alone).
+    extra_state, load_extra_state
+        Of the trainer: what it has drawn at random beside the network, tensors and plain Python only; and the inverse.
 
     Raises
     ------
     UserError
         If the checkpoint cannot be read, or was made with other settings; if an epoch had nothing to learn from.
     FloatingPointError
-        If a loss is not finite; the checkpoint is from before.
+        If a loss or a weight is not finite; the checkpoint is from before.
     """
     file = Path(folder, f"stage_{stage.name}.pth")
     history: dict[str, list[float]] = {key: [] for part in ("train", "validation") for key in _named(stage.keys, part)}
-    start = 0
+    start, device = 0, next(stage.module.parameters()).device
     stage.begin()
     if resume and file.is_file():
         checkpoint = load_stage(file, stage)
         start, history = checkpoint["epoch"], checkpoint["history"]
-        stage.module.load_state_dict(checkpoint["module"])
         if checkpoint["owner"] == owner:
             network.load_state_dict(checkpoint["network"])
+            load_extra_state(checkpoint["extra"])
+            if world_size() == 1:  # rank 0's: the others would draw the same
+                set_random_state(checkpoint["random_state"], device)
+        stage.module.load_state_dict(checkpoint["module"])
         if start < stage.epochs:
             stage.load_state_dict(checkpoint["stage"])
         log(f"stage {stage.name}: {start} of {stage.epochs} epochs are in {file}")
     elif resume:
         log(f"stage {stage.name}: no checkpoint {file}, it starts from the beginning")
     if start == 0 and save and rank == 0:  # a kill from now on loses no -pretrained_weights
-        _save(file, stage, network, owner, 0, history)
+        _save(file, stage, network, owner, 0, history, extra_state())
     for epoch in range(start, stage.epochs):
         began = time.time()
         values = _epoch(stage, epoch, training, validation, log, rank)
@@ -148,13 +156,13 @@ def run_stage(
         stage.end_epoch(epoch, values, log)
         draw_diagnostics(history, list(history), f"{folder}/progress_{stage.name}.png")
         if save and ((epoch + 1) % save_every == 0 or epoch + 1 == stage.epochs):
-            _save(file, stage, network, owner, epoch + 1, history)
+            _save(file, stage, network, owner, epoch + 1, history, extra_state())
     stage.end()
 
 
-def _save(file: Path, stage: Stage, network: nn.Module, owner: str, epoch: int, history: dict) -> None:
+def _save(file: Path, stage: Stage, network: nn.Module, owner: str, epoch: int, history: dict, extra: dict) -> None:
     contents = {
-        "format": 1,
+        "format": 2,
         "name": stage.name,
         "settings": stage.settings,
         "owner": owner,
@@ -163,7 +171,10 @@ def _save(file: Path, stage: Stage, network: nn.Module, owner: str, epoch: int, 
         "module": stage.module.state_dict(),
         "network": network.state_dict(),
         "stage": stage.state_dict(),
+        "extra": extra,
+        "random_state": get_random_state(next(stage.module.parameters()).device),
     }
+    check_finite(contents)
     write_atomically(lambda partial: torch.save(contents, partial), str(file))
 
 
@@ -217,7 +228,7 @@ def load_stage(file: Path, stage: Stage) -> dict:
             f"{file} cannot be read: broken, or not a checkpoint of ours ({type(error).__name__}). Remove it and continue "
             f"with --c: the stage {stage.name} is then trained again."
         ) from error
-    wanted = {"settings", "owner", "epoch", "history", "module", "network", "stage"}
+    wanted = {"settings", "owner", "epoch", "history", "module", "network", "stage", "extra", "random_state"}
     if not isinstance(checkpoint, dict) or checkpoint.get("name") != stage.name or not wanted <= checkpoint.keys():
         raise UserError(f"{file} is not a checkpoint of the stage {stage.name}. Remove it and continue with --c.")
     theirs = checkpoint["settings"]
