@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.training.checkpoints import check_finite, set_previous_aside, write_atomically
+from nnunet_l2g.training.checkpoints import check_finite, remove_partial, set_previous_aside, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -45,6 +45,7 @@ def test_previous_checkpoints_are_moved_not_lost(tmp_path):
     for name in ("checkpoint_final.pth", "checkpoint_best.pth", "progress.png"):
         (tmp_path / name).write_text(name)
     (tmp_path / "checkpoint_latest.pth.partial").write_text("killed here")
+    remove_partial(str(tmp_path))
     previous = set_previous_aside(str(tmp_path))
     assert {p.name: p.read_text() for p in previous.iterdir()} == {
         name: name for name in ("checkpoint_final.pth", "checkpoint_best.pth")

@@ -3,51 +3,24 @@
 Seeded, one process, nnU-Net's own loaders without workers, CPU. Interrupted in each stage, at the first step after a save.
 """
 
-import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from glua_trainers import small
-from planned import ADAPTED, PLAIN
-from test_grcsf_trainer import SMALL
+from planned import ADAPTED
+from small_trainers import make
 from test_trainers import CPU
 
-from nnunet_l2g import trainers
 from nnunet_l2g.training.random_state import get_random_state, set_random_state
-
-EPOCHS = 4
 
 
 class Interrupted(Exception):
     pass
 
 
-def make(folders, name, plans, results, continues=False):
-    """A trainer as nnU-Net's command makes it, with a small network; its results in a folder of its own."""
-    folder = folders.path("preprocessed", PLAIN)
-    content = json.loads((folder / f"{plans}.json").read_text()) | {"continue_training": continues}
-    if "GLUA" in name:
-        cls = small(name, epochs=EPOCHS, alignment_start=0.0)
-    else:
-        settings = {**getattr(trainers, f"nnUNetTrainer{name}").network_settings}
-        if name.startswith("GRCSF"):
-            settings |= SMALL
-        attributes = {"network_settings": settings, "epochs": EPOCHS, "iterations": 2, "leave_out_labelled": False}
-        cls = type("Small", (getattr(trainers, f"nnUNetTrainer{name}"),), attributes)
-    trainer = cls(content, "2d", 0, json.loads((folder / "dataset.json").read_text()), CPU)
-    trainer.output_folder = str(results)
-    results.mkdir(exist_ok=True)
-    trainer.save_every = 1
-    trainer.num_val_iterations_per_epoch = 1
-    trainer.logger.plot_progress_png = lambda *_: None  # nnU-Net's, half of the time
-    return trainer
-
-
 def seed():
-    import random
-
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
 
 
@@ -135,8 +108,6 @@ def flatten(state, prefix=""):
 
 
 def test_a_random_state_survives_a_checkpoint_read_without_unpickling(tmp_path):
-    import random
-
     torch.manual_seed(3), np.random.seed(3), random.seed(3)
     np.random.randn()  # numpy keeps a second normal number
     torch.save(get_random_state(CPU), tmp_path / "state.pth")

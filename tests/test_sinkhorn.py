@@ -114,6 +114,60 @@ def test_gradients_pass_gradcheck():
     assert torch.autograd.gradcheck(lambda s: plan(s, 0.5, 3), (scores,))
 
 
+def unrolled(scores, eps, iterations, log_rows, log_columns):
+    """The equations, left to autograd."""
+    kernel = scores / eps
+    v = torch.zeros_like(kernel[:, 0])
+    for _ in range(iterations):
+        u = log_rows - (kernel + v[:, None, :]).logsumexp(2)
+        v = log_columns - (kernel + u[:, :, None]).logsumexp(1)
+    return u, v
+
+
+@pytest.mark.parametrize("each_sample", [False, True])
+@pytest.mark.parametrize("iterations", [1, 2, 20])
+def test_gradients_to_scores_and_marginals_equal_the_unrolled_ones(iterations, each_sample):
+    """To both potentials, so that every path of the backward counts; marginals of the batch or of each sample."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (torch.rand(2 if each_sample else 1, k, generator=generator).double() + 0.1 for k in (13, 5))
+    inputs = [random_scores(), rows / rows.sum(1, True), columns / columns.sum(1, True)]
+    gradients = []
+    for ours in (True, False):
+        scores, a, b = (x.clone().requires_grad_() for x in inputs)
+        if ours:
+            u, v = sinkhorn_potentials(scores, 0.2, iterations, row_marginal=a, column_marginal=b)
+        else:
+            u, v = unrolled(scores, 0.2, iterations, (5 * a).log(), (5 * b).log())
+        (u.square().sum() + v.sin().sum()).backward()
+        gradients.append((u, v, scores.grad, a.grad, b.grad))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_float32_gradients_equal_the_unrolled_ones_at_the_networks_size():
+    scores = torch.nn.functional.normalize(random_scores(2, 280, 64, dtype=torch.float32), dim=2)
+    gradients = []
+    for solve in (
+        lambda s: sinkhorn_potentials(s, 0.1, 20),
+        lambda s: unrolled(s, 0.1, 20, math.log(64 / 280), 0.0),
+    ):
+        leaf = scores.clone().requires_grad_()
+        u, v = solve(leaf)
+        (leaf / 0.1 + u[:, :, None] + v[:, None]).exp().square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4 * float(gradients[1].abs().max()))
+
+
+def test_memory_grows_with_the_potentials_and_not_with_the_matrices_of_the_iterations():
+    def saved(iterations):
+        count = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: count.append(x.numel()) or x, lambda x: x):
+            sinkhorn_potentials(torch.randn(2, 280, 64, requires_grad=True), 0.1, iterations)
+        return sum(count)
+
+    assert saved(100) - saved(10) == 90 * 2 * (280 + 64)
+
+
 def test_extreme_but_bounded_scores_stay_finite_in_float32():
     scores = random_scores(dtype=torch.float32).sign().requires_grad_()
     plan(scores, 0.02, 50).square().sum().backward()

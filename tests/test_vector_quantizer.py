@@ -175,6 +175,8 @@ def test_bad_arguments_are_named(keywords, named):
         VectorQuantizer(**keywords)
 
 
-def test_kmeans_refuses_what_is_not_finite():
-    with pytest.raises(ValueError, match="finite"):
+def test_kmeans_refuses_nothing_and_what_is_not_finite():
+    with pytest.raises(ValueError, match="no tokens"):
+        kmeans_centres(torch.zeros(0, 2), 2)
+    with pytest.raises(FloatingPointError, match="NaN or Inf"):
         kmeans_centres(torch.full((3, 2), float("nan")), 2)

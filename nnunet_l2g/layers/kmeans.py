@@ -13,10 +13,17 @@ def kmeans_centres(tokens: torch.Tensor, k: int) -> torch.Tensor:
 
     With k or fewer distinct tokens each of them is a centre, and the rest are copies moved by 1 % of the tokens' spread.
 
-    Raises ValueError if there is no token or one is not finite.
+    Raises
+    ------
+    ValueError
+        If there is no token.
+    FloatingPointError
+        If one is not finite.
     """
-    if len(tokens) == 0 or not bool(torch.isfinite(tokens).all()):
-        raise ValueError(f"k-means got {len(tokens)} tokens, expected at least one and all of them finite")
+    if len(tokens) == 0:
+        raise ValueError("k-means got no tokens, expected at least one")
+    if not bool(torch.isfinite(tokens).all()):
+        raise FloatingPointError(f"k-means got NaN or Inf in {len(tokens)} tokens, expected finite ones")
     points = tokens[:: -(-len(tokens) // MAX_TOKENS)].cpu().double()  # Apple's mps has no float64
     distinct = points.unique(dim=0)  # KMeans would return duplicates, with a warning
     if len(distinct) > k:

@@ -45,7 +45,9 @@ class L2GBlock(nn.Module):
     Raises
     ------
     ValueError
-        For sizes under 1, gamma 0, a feature map of a single voxel, or (training on the CPU) of non-finite values.
+        For sizes under 1, gamma 0, a feature map of a single voxel.
+    FloatingPointError
+        When training on the CPU, for features that are not finite: before they reach the codebook.
     """
 
     def __init__(
@@ -92,10 +94,7 @@ class L2GBlock(nn.Module):
                 "Use a larger patch, or plans with fewer stages."
             )
         if self.training and z.device.type == "cpu" and not _is_compiling() and not bool(torch.isfinite(z).all()):
-            raise ValueError(
-                "the feature map has NaN or Inf values. Look for NaN in the images (nnUNetv2_plan_and_preprocess "
-                "--verify_dataset_integrity), or for a learning rate that is too high."
-            )
+            raise FloatingPointError("the feature map has NaN or Inf values")
         with full_precision(z.device.type):
             h = self.project_in(z.float().flatten(2).transpose(1, 2))  # (B, N, d)
             q = h if self.quantizer is None else self.quantizer(h)  # (B, N, d)

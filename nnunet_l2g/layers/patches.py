@@ -103,7 +103,8 @@ def choose_token_size(
 
 
 def _sizes(patch_size, spacing, multiples, edge: float) -> tuple[int, ...]:
-    targets = [max(1.0, edge * min(spacing) / s) for s in spacing]
+    # no more than the axis has: one token covers an axis of two or three voxels
+    targets = [max(1.0, min(n, edge * min(spacing) / s)) for n, s in zip(patch_size, spacing, strict=True)]
     return tuple(
         _nearest_divisor(axis, *values) for axis, values in enumerate(zip(patch_size, targets, multiples, strict=True))
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.autograd.function import once_differentiable
 
 SOLVERS = ("log", "pot")
 
@@ -38,7 +39,7 @@ def sinkhorn_potentials(
     eps : float
         Strength of the entropy, in units of the scores.
     iterations : int
-        T. The gradient is that of the T unrolled iterations.
+        T. The gradient is that of the T unrolled iterations; memory does not grow with T (see _Sinkhorn).
     row_marginal : (n,) or (B, n), optional
         a, positive, sums to 1. Uniform by default.
     column_marginal : (p,) or (B, p), optional
@@ -75,14 +76,49 @@ def sinkhorn_potentials(
     if solver == "pot" and iterations > 0:
         return _pot_potentials(scores, eps, iterations, row_marginal, column_marginal)
     kernel = scores / eps  # (B, n, p)
-    log_rows = math.log(p / n) if row_marginal is None else (p * row_marginal).log()
-    log_columns = 0.0 if column_marginal is None else (p * column_marginal).log()
-    u = kernel.new_zeros(kernel.shape[:2])  # (B, n)
-    v = log_columns - kernel.logsumexp(1) if iterations == 0 else kernel.new_zeros(kernel.shape[0], p)  # (B, p)
-    for _ in range(iterations):
-        u = log_rows - (kernel + v[:, None, :]).logsumexp(2)
-        v = log_columns - (kernel + u[:, :, None]).logsumexp(1)
-    return u, v
+    log_rows = kernel.new_full((1, n), math.log(p / n)) if row_marginal is None else (p * row_marginal).log()
+    log_columns = kernel.new_zeros(1, p) if column_marginal is None else (p * column_marginal).log()
+    if iterations == 0:
+        return kernel.new_zeros(kernel.shape[:2]), log_columns - kernel.logsumexp(1)
+    return _Sinkhorn.apply(kernel, log_rows, log_columns, iterations)
+
+
+class _Sinkhorn(torch.autograd.Function):
+    r"""The iterations, with a backward that keeps their potentials, T (n + p) numbers, and not their matrices, T n p of them.
+
+    Each half-iteration is :math:`y = \log c - \mathrm{LSE}(K + x)`, whose gradient is a softmax that its own result
+    normalises: :math:`\partial y_j / \partial K_{ij} = -\exp(K_{ij} + x_i + y_j - \log c_j)`. So the backward needs one exp
+    for each half-iteration and no reduction.
+
+    Shapes: kernel (B, n, p), log_rows and log_columns broadcast to (B, n) and (B, p) -> u (B, n), v (B, p).
+    """
+
+    @staticmethod
+    def forward(ctx, kernel, log_rows, log_columns, iterations):
+        v = kernel.new_zeros(kernel.shape[0], kernel.shape[2])  # (B, p)
+        us, vs = [], [v]
+        for _ in range(iterations):
+            u = log_rows - (kernel + v[:, None, :]).logsumexp(2)  # (B, n)
+            v = log_columns - (kernel + u[:, :, None]).logsumexp(1)  # (B, p)
+            us.append(u)
+            vs.append(v)
+        ctx.save_for_backward(kernel, log_rows, log_columns, torch.stack(us), torch.stack(vs))
+        return u, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_u, grad_v):
+        kernel, log_rows, log_columns, us, vs = ctx.saved_tensors  # us (T, B, n), vs (T + 1, B, p)
+        grad_kernel, grad_rows, grad_columns = torch.zeros_like(kernel), torch.zeros_like(us[0]), torch.zeros_like(vs[0])
+        for t in reversed(range(len(us))):
+            share = (kernel + us[t, :, :, None] + (vs[t + 1] - log_columns)[:, None, :]).exp()  # (B, n, p), columns sum to 1
+            share = share * grad_v[:, None, :]
+            grad_columns, grad_kernel, grad_u = grad_columns + grad_v, grad_kernel - share, grad_u - share.sum(2)
+            share = (kernel + vs[t, :, None, :] + (us[t] - log_rows)[:, :, None]).exp()  # (B, n, p), rows sum to 1
+            share = share * grad_u[:, :, None]
+            grad_rows, grad_kernel, grad_v = grad_rows + grad_u, grad_kernel - share, -share.sum(1)
+            grad_u = torch.zeros_like(grad_u)
+        return grad_kernel, grad_rows.sum_to_size(log_rows.shape), grad_columns.sum_to_size(log_columns.shape), None
 
 
 def _pot_potentials(scores, eps, iterations, row_marginal, column_marginal):
@@ -92,9 +128,7 @@ def _pot_potentials(scores, eps, iterations, row_marginal, column_marginal):
     a = scores.new_full((batch, n), 1 / n) if row_marginal is None else row_marginal.expand(batch, n)
     b = scores.new_full((batch, p), 1 / p) if column_marginal is None else column_marginal.expand(batch, p)
     # tol=0: exactly T iterations. grad="autodiff": POT's default detaches the plan.
-    result = solve_batch(
-        -scores, reg=eps, a=a, b=b, max_iter=iterations, tol=0.0, method="log_sinkhorn", grad="autodiff"
-    )
+    result = solve_batch(-scores, reg=eps, a=a, b=b, max_iter=iterations, tol=0.0, method="log_sinkhorn", grad="autodiff")
     u, v = result.potentials
     return u + math.log(p), v  # A = p Pi
 

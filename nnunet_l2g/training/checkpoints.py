@@ -93,14 +93,18 @@ def _tensors(state, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
             yield from _tensors(value, f"{name}.{number}")
 
 
+def remove_partial(output_folder: str) -> None:
+    """Removes the half-written checkpoints that a kill has left."""
+    for partial in Path(output_folder).glob(f"*_*.pth{PARTIAL}"):
+        partial.unlink()
+
+
 def set_previous_aside(output_folder: str) -> Path | None:
     """Moves an earlier run's checkpoints, those of stages too, into `previous_<time>/`; the folder, or None if there were none.
 
     Otherwise an old checkpoint_final.pth outlives the start of a new run, and `--c` after a kill continues the wrong one.
     """
     folder = Path(output_folder)
-    for partial in folder.glob(f"*_*.pth{PARTIAL}"):  # left by a kill
-        partial.unlink()
     checkpoints = sorted([*folder.glob("checkpoint_*.pth"), *folder.glob("stage_*.pth")])
     if not checkpoints:
         return None
