@@ -244,7 +244,7 @@ class GRCSF(PlanNetwork):
         values = {f"gamma_level{level}": float(unit.gamma.detach()) for level, unit in enumerate(self.gcu)}
         for s, unit in self.rcu.items():
             values |= {f"mix_{ratio}_stage{s}": float(w.detach()) for ratio, w in zip((50, 75), unit.mix, strict=True)}
-            values[f"update_stage{s}"] = float(unit.conv.weight.abs().mean())
+            values[f"update_stage{s}"] = float(unit.conv.weight.detach().abs().mean())
         return values
 
 

@@ -15,7 +15,7 @@ from nnunet_l2g.architectures import PlanNetwork
 from nnunet_l2g.compatibility import check_nnunet
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.training.auxiliary import LossWithAuxiliary
-from nnunet_l2g.training.checkpoints import check_finite, set_previous_aside, write_atomically
+from nnunet_l2g.training.checkpoints import check_finite, remove_partial, set_previous_aside, write_atomically
 from nnunet_l2g.training.ending import ending_cleanly
 from nnunet_l2g.training.figure import draw_diagnostics
 from nnunet_l2g.training.learning_rate import ScaledPolyLRScheduler
@@ -105,8 +105,8 @@ class PluginTrainer(nnUNetTrainer):
         stages, patch = len(self.configuration_manager.pool_op_kernel_sizes), tuple(self.configuration_manager.patch_size)
         if self.enable_deep_supervision and stages < 3:
             raise UserError(
-                f"the network of these plans has {stages} stage(s) for patch {patch}, expected at least 3: nnU-Net's loss is not "
-                "a number with fewer, as its deep supervision leaves out the lowest output. Plan with a finer spacing "
+                f"the network of these plans has {stages} stage(s) for patch {patch}, expected at least 3: the loss is no "
+                "number with fewer, as nnU-Net's deep supervision leaves out the lowest output. Plan with a finer spacing "
                 "(nnUNetv2_plan_experiment -overwrite_target_spacing), for at least 16 voxels on two axes or 24 on one."
             )
 
@@ -125,6 +125,8 @@ class PluginTrainer(nnUNetTrainer):
             self.initialize()
         self._log_pretrained()
         self.raw_network.plain_weights_only = False
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            remove_partial(self.output_folder)
         if self.local_rank == 0 and not self.continues and not self.disable_checkpointing:
             previous = set_previous_aside(self.output_folder)
             if previous:
@@ -172,16 +174,21 @@ class PluginTrainer(nnUNetTrainer):
         self._nonfinite_steps = 0
 
     def train_step(self, batch: dict) -> dict:
-        result = super().train_step(batch)
+        """nnU-Net's, which stops when a number is none; weights that it spoilt in memory reach no checkpoint (check_finite)."""
+        cases = list(batch.get("keys", []))
+        try:
+            result = super().train_step(batch)
+        except FloatingPointError as error:
+            self._on_nonfinite(str(error), cases, healed=False)
         if not np.isfinite(result["loss"]):
-            self._on_nonfinite_loss(result["loss"], list(batch.get("keys", [])))
+            self._on_nonfinite(f"the training loss is {result['loss']}", cases, healed=self.grad_scaler is not None)
         return result
 
-    def _on_nonfinite_loss(self, loss, cases: list) -> None:
+    def _on_nonfinite(self, what: str, cases: list, healed: bool) -> None:
         """Names the cases in the log; stops training when the gradient scaler cannot be what heals it."""
         self._nonfinite_steps += 1
-        where = f"the training loss is {loss} (epoch {self.current_epoch}, cases {cases}, {self._nonfinite_steps}. time in it)"
-        if self.grad_scaler is not None and self._nonfinite_steps <= self.max_nonfinite_steps:
+        where = f"{what} (epoch {self.current_epoch}, cases {cases}, {self._nonfinite_steps}. time in it)"
+        if healed and self._nonfinite_steps <= self.max_nonfinite_steps:
             self.print_to_log_file(f"WARNING: {where}; the gradient scaler skips this step.")
             return
         message = (

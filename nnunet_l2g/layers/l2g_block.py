@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -88,7 +90,7 @@ class L2GBlock(nn.Module):
         return None if self.quantizer is None else self.quantizer.loss
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        if z.shape[2:].numel() < 2:
+        if math.prod(z.shape[2:]) < 2:
             raise ValueError(
                 f"the feature map has spatial shape {tuple(z.shape[2:])}, a single voxel: there is nothing to relate. "
                 "Use a larger patch, or plans with fewer stages."

@@ -12,15 +12,11 @@ def load_safely(path: Path) -> dict:
 
     Raises
     ------
-    NotImplementedError : torch is older than 2.5 and cannot allow single classes
     Exception : whatever torch raises for a damaged file, or for one that holds other classes
     """
     import torch
 
-    safe_globals = getattr(torch.serialization, "safe_globals", None)
-    if safe_globals is None:
-        raise NotImplementedError(f"torch {torch.__version__} cannot read a checkpoint without unpickling it, 2.5 can")
-    with safe_globals(_numpy_classes()):
+    with torch.serialization.safe_globals(_numpy_classes()):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 

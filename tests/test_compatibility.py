@@ -1,0 +1,77 @@
+"""Every trainer in every setting, to a prediction of the imported model; and the page that says so."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+from compatibility_cell import STAGES, Bench, make_batch, make_trainer, small_trainers
+from compatibility_document import DOCUMENT, VERSIONS, WRITE, document, versions_section
+from compatibility_settings import SETTINGS
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_l2g import trainers
+
+MAIN = ("nnUNetTrainerL2GNet", "nnUNetTrainerGRCSF", "nnUNetTrainerGLUA")
+# of the same network as the method itself: another loss, or another training around it
+SAME_NETWORK = ("Softmax", "GRCSFFocal", "TranslationOnly", "NoMask", "NoTranslation", "SelfTraining")
+RESULTS = {}  # of this run: (trainer, setting) -> "" or the refusal
+
+
+def cells():
+    for setting in SETTINGS:
+        for name in STAGES:
+            slow = name not in MAIN and ("ResEnc" in setting or name.endswith(SAME_NETWORK))
+            yield pytest.param(name, setting, marks=pytest.mark.slow if slow else (), id=f"{name[13:]}-{setting}")
+
+
+def expected_refusal(name: str, setting: str) -> str | None:
+    """What the sentence has to say: the value, and what to do."""
+    if setting == "cascade" and "L2GNet" not in name:
+        return r"not support cascades: .* Train 2d, 3d_lowres or 3d_fullres\.$"
+    if setting.startswith(("1 stage", "2 stages")):
+        return rf"has {setting[0]} stage\(s\) for patch \(.*\), expected at least 3: .* -overwrite_target_spacing"
+    return None
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    with small_trainers():
+        yield Bench(tmp_path_factory.mktemp("compatibility"))
+
+
+def test_the_table_has_every_trainer():
+    assert list(STAGES) == trainers.__all__
+
+
+@pytest.mark.parametrize(("name", "setting"), cells())
+def test_passes_or_refuses_clearly(bench, name, setting):
+    refusal, expected = bench.check(name, setting), expected_refusal(name, setting)
+    if expected is None:
+        assert not refusal
+    else:
+        assert re.search(expected, refusal)
+    RESULTS[name, setting] = refusal
+
+
+def test_nnunet_itself_cannot_train_under_three_stages(bench):
+    """Else the refusal has lost its reason."""
+    with bench.at("2 stages, 2D") as (setting, plans):
+        trainer = make_trainer(nnUNetTrainer, setting, plans)
+        with pytest.warns(RuntimeWarning, match="invalid value"):
+            trainer.initialize()
+        assert np.isnan(trainer.train_step(make_batch(trainer, setting))["loss"])
+    with bench.at("1 stage, 3D") as (setting, plans), pytest.raises(IndexError):
+        make_trainer(nnUNetTrainer, setting, plans).initialize()
+
+
+def test_the_page_says_what_was_found(bench):
+    """The last of this file: it needs the results of all."""
+    missing = len(SETTINGS) * len(STAGES) - len(RESULTS)
+    if missing:
+        pytest.skip(f"{missing} of {len(SETTINGS) * len(STAGES)} cells did not run or failed; the page shows all")
+    text = document(RESULTS, bench.plans, versions_section())
+    if os.environ.get(WRITE) == "1":
+        DOCUMENT.write_text(text)
+    committed = DOCUMENT.read_text()
+    assert committed.split(VERSIONS)[0] == text.split(VERSIONS)[0], f"write {DOCUMENT.name} anew, its head says how"
