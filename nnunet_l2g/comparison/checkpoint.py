@@ -26,7 +26,7 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint | None:
     """Read by `load_safely`, which runs nothing of the file.
 
-    None if the file cannot be read that way (too old a torch, a trainer that stores more, a damaged file); the text log is
+    None if the file cannot be read that way (a trainer that stores more, a damaged file); the text log is
     then what is left.
     """
     try:

@@ -1,0 +1,76 @@
+"""How long `nnunet_l2g compare` takes over many cases: two sets of predictions against one of references, then once more.
+
+python benchmarks/compare_time.py [--cases 200] [--size 128 128 32] [-o compare_time.json]
+
+Phantom hearts, shifted by a voxel or two as predictions, so that Dice and surface distances have work to do. The second run
+finds all scores in its cache. Reported: wall seconds of both, and of the first for each case and prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from timing import conditions, write_json
+
+SPACING = (1.4, 1.4, 8.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=200, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--size", type=int, nargs=3, default=[128, 128, 32], metavar="VOXELS", help="x y z; default: %(default)s"
+    )
+    parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the result as JSON")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_cases(Path(folder), args.cases, args.size)
+        first, second = run(Path(folder)), run(Path(folder))
+    each = first / (2 * args.cases)
+    print(f"{args.cases} cases, 2 predictions: {first:.1f} s, {each:.3f} s each; again from the cache {second:.1f} s")
+    result = {"cases": args.cases, "size": args.size, "first_s": first, "each_s": each, "cached_s": second}
+    write_json(conditions(torch.device("cpu")) | {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()},
+               args.output)  # fmt: skip
+    return 0
+
+
+def write_cases(folder: Path, cases: int, size: list[int]) -> None:
+    """references/, a/ and b/ with one label map a case; dataset.json beside the references."""
+    from nnunet_l2g.phantom import write_dataset
+
+    dataset = write_dataset(folder, 4, 0, dataset_id=999, name="Hearts", size=tuple(size), spacing=SPACING)
+    labels = [sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in sorted((dataset / "labelsTr").iterdir())]
+    for name in ("references", "a", "b"):
+        (folder / name).mkdir()
+    (folder / "references" / "dataset.json").write_text((dataset / "dataset.json").read_text())
+    for case in range(cases):
+        label = np.roll(labels[case % len(labels)], case % 7, 1)
+        for name, shift in (("references", 0), ("a", 1), ("b", 1 + case % 2)):
+            image = sitk.GetImageFromArray(np.roll(label, shift, 2))
+            image.SetSpacing(SPACING)
+            sitk.WriteImage(image, str(folder / name / f"case{case:04}.nii.gz"), True)
+
+
+def run(folder: Path) -> float:
+    """Wall seconds of the command."""
+    command = [sys.executable, "-m", "nnunet_l2g.cli", "compare", "--predictions", f"A={folder / 'a'}", f"B={folder / 'b'}"]
+    command += ["--reference", folder / "references", "-o", folder / "report"]
+    began = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | {"PYTHONSAFEPATH": "1"})
+    if done.returncode:
+        sys.exit(json.dumps(done.stderr[-2000:]))
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())

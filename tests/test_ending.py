@@ -1,0 +1,114 @@
+"""However a training ends, its workers end with it, and what was saved stays: signals, a full disk, a read-only folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from planned import PLAIN
+
+from nnunet_l2g.training.ending import ending_cleanly
+
+TRAINER = "nnUNetTrainerL2GNet_9epochs_2iterations"
+ARGUMENTS = (981, "2d", 0, "-device", "cpu", "-tr", TRAINER)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="prctl, tmpfs")
+
+
+def fold(results):
+    return results / PLAIN / f"{TRAINER}__nnUNetPlans__2d" / "fold_0"
+
+
+def session(number):
+    """Living processes of a session."""
+    found = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(number)], capture_output=True, text=True).stdout.split("\n")
+    return [int(line.split()[0]) for line in found if line and "Z" not in line.split()[1]]
+
+
+def wait_for(condition, seconds=120):
+    end = time.time() + seconds
+    while not (value := condition()):
+        assert time.time() < end, "nothing happened"
+        time.sleep(0.05)
+    return value
+
+
+@linux
+@pytest.mark.commands
+@pytest.mark.parametrize(
+    ("number", "everybody", "status"),
+    [(signal.SIGTERM, False, 143), (signal.SIGTERM, True, 143), (signal.SIGINT, True, -2), (signal.SIGKILL, False, -9)],
+    ids=["SIGTERM", "SIGTERM-to-all", "Ctrl-C", "SIGKILL"],
+)
+def test_a_signal_ends_training_and_all_its_workers(planned, tmp_path, number, everybody, status):
+    child = planned.start("nnUNetv2_train", *ARGUMENTS, nnUNet_results=str(tmp_path))
+    wait_for(lambda: (fold(tmp_path) / "checkpoint_latest.pth").exists())
+    assert len(session(child.pid)) >= 3  # with workers that load
+    (os.killpg if everybody else os.kill)(child.pid, number)
+    output, _ = child.communicate(timeout=60)
+    assert child.returncode == status, output
+    wait_for(lambda: not session(child.pid), 10)
+    assert torch.load(fold(tmp_path) / "checkpoint_latest.pth", weights_only=False)["current_epoch"] >= 1
+    assert number == signal.SIGKILL or not list(fold(tmp_path).glob("*.partial"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mounts a tmpfs of so many MiB; mount(size) -> folder."""
+    folder, mounted = tmp_path / "disk", []
+
+    def mount(size):
+        folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip("this user cannot mount a small disk")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@linux
+@pytest.mark.commands
+def test_a_full_disk_is_named_and_the_last_checkpoint_is_intact(planned, disk):
+    results = disk(100)  # a checkpoint has about 20 MiB
+    child = planned.start("nnUNetv2_train", *ARGUMENTS, nnUNet_results=str(results))
+    latest = fold(results) / "checkpoint_latest.pth"
+    wait_for(latest.exists)
+    with open(results / "somebody else's", "wb") as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(2**16))
+            file.flush()
+    output, _ = child.communicate(timeout=120)
+    assert child.returncode == 1 and "No space left" in output.splitlines()[-1] + output.splitlines()[-2], output
+    assert torch.load(latest, weights_only=False)["current_epoch"] >= 1
+    (results / "somebody else's").unlink()
+    assert "Training done" in planned.run("nnUNetv2_train", *ARGUMENTS, "--c", nnUNet_results=str(results))
+
+
+@linux
+@pytest.mark.commands
+def test_a_read_only_results_folder_is_refused_before_anything_is_computed(planned, disk):
+    results = disk(1)
+    subprocess.run(["mount", "-o", "remount,ro", results], check=True)
+    output = planned.run("nnUNetv2_train", *ARGUMENTS, nnUNet_results=str(results), fails=True)
+    assert f"Read-only file system: '{results}" in output.splitlines()[-1] and "Epoch" not in output
+
+
+def test_handlers_of_others_and_of_before_are_left_alone():
+    mine = lambda *_: None  # noqa: E731
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with ending_cleanly():
+            assert signal.getsignal(signal.SIGTERM) is mine
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with ending_cleanly(), pytest.raises(SystemExit, match="143"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
