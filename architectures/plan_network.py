@@ -140,5 +140,14 @@ class PlanNetwork(nn.Module):
 
 
 def decode_settings(settings: torch.Tensor) -> dict:
-    """The settings stored with a network's weights under the key `settings`: uint8 (n,) -> dict."""
-    return json.loads(bytes(settings.tolist()))
+    """The settings stored with a network's weights under the key `settings`: uint8 (n,) -> dict.
+
+    Raises RuntimeError if they are none.
+    """
+    try:
+        decoded = json.loads(bytes(settings.tolist()))
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise RuntimeError(f"the settings in these weights cannot be read: {type(error).__name__}") from error
+    if not isinstance(decoded, dict):
+        raise RuntimeError(f"the settings in these weights are a {type(decoded).__name__}, expected an object")
+    return decoded

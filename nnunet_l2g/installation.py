@@ -57,8 +57,9 @@ def startup_content() -> dict[str, bytes]:
 
 def record_without(record: Path) -> str:
     """The RECORD's text without the lines of the start-up files."""
-    lines = record.read_text(encoding="utf-8").splitlines()
-    return "".join(f"{line}\n" for line in lines if line.split(",")[0] not in STARTUP_NAMES)
+    lines = record.read_bytes().decode("utf-8").splitlines(keepends=True)  # pip's own line ends stay
+    text = "".join(line for line in lines if line.split(",")[0] not in STARTUP_NAMES)
+    return text if text.endswith("\n") or not text else f"{text}\n"
 
 
 def record_line(name: str, content: bytes) -> str:

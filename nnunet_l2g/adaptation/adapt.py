@@ -24,6 +24,7 @@ from nnunet_l2g.adaptation.geometry import check_geometry
 from nnunet_l2g.adaptation.preprocessing import preprocess_target
 from nnunet_l2g.adaptation.source_data import check_normalisation, data_digest, restore
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.json_files import DAMAGE, read_json, read_object
 from nnunet_l2g.training.checkpoints import write_atomically
 
 _PROBED = 5  # images that are read before all are, so that a dataset that does not fit is refused at once
@@ -100,9 +101,10 @@ def adapt(source_id: str, target_id: str, configurations: list[str] | None, plan
 def _earlier_entries(plans_file: Path, target: Target) -> dict[str, dict]:
     """What an earlier run noted for each configuration; empty if there was none, or its plans cannot be read."""
     try:
-        entry = json.loads(plans_file.read_text(encoding="utf-8"))[TARGET_KEY]
-        return entry["configurations"] if entry["dataset_name"] == target.name else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        entry = read_object(plans_file)[TARGET_KEY]
+        earlier = entry["configurations"] if entry["dataset_name"] == target.name else {}
+        return {name: {"source_data": str(noted["source_data"])} for name, noted in earlier.items()}
+    except DAMAGE:
         return {}
 
 
@@ -170,7 +172,7 @@ def _write(path: Path, value: dict) -> None:
 def _write_if_changed(path: Path, value: dict) -> bool:
     """Whether it had to be written."""
     try:
-        if json.loads(path.read_text(encoding="utf-8")) == value:
+        if read_json(path) == value:
             return False
     except (OSError, ValueError):
         pass

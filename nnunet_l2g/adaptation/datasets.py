@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -15,6 +14,10 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.evaluation.labels import read_dataset_json
+from nnunet_l2g.file_names import check_plain_name
+from nnunet_l2g.json_files import DAMAGE, read_object
+from nnunet_l2g.plans_files import check_plans
 
 TARGET_KEY = "nnunet_l2g_target"  # in adapted plans, and only there
 
@@ -66,12 +69,13 @@ def dataset_name(identifier: str, option: str) -> str:
         if not path.is_set():
             raise UserError(f"{path.env_var_name} is not set; set nnU-Net's variables as for its own commands")
     try:
-        return str(maybe_convert_to_dataset_name(identifier))
+        name = str(maybe_convert_to_dataset_name(identifier))
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"{option} {identifier}: no such dataset; give the ID or the name of one dataset in "
             f"{nnUNet_raw} or {nnUNet_preprocessed} ({' '.join(str(error).split())[:160]})"
         ) from error
+    return check_plain_name(name, option)
 
 
 def channel_names(dataset_json: dict) -> dict[str, str]:
@@ -79,17 +83,22 @@ def channel_names(dataset_json: dict) -> dict[str, str]:
     return dataset_json.get("channel_names") or dataset_json.get("modality") or {}
 
 
+def check_channel_names(dataset_json: dict, path: Path) -> None:
+    """UserError unless the channels are named by "0", "1", ..., as nnU-Net counts them."""
+    names = channel_names(dataset_json)
+    plain = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
+    if not plain or set(names) != {str(i) for i in range(len(names))}:
+        raise UserError(f'{path}: channel_names are {str(names)[:80]}; expected {{"0": name, "1": name, ...}}')
+
+
 def read_json(path: Path, meaning: str, remedy: str) -> dict:
     """A JSON object. UserError with `meaning` and `remedy` if the file is missing or no JSON object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {meaning}; {remedy}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): {meaning}; {remedy}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object: {meaning}; {remedy}")
-    return value
 
 
 def find_source(identifier: str, plans_name: str, configurations: list[str] | None) -> Source:
@@ -100,14 +109,17 @@ def find_source(identifier: str, plans_name: str, configurations: list[str] | No
     name = dataset_name(identifier, "-s")
     folder = Path(str(nnUNet_preprocessed), name)
     remedy = f"run `nnUNetv2_plan_and_preprocess -d {name[7:10]}` first"
-    plans = read_json(folder / f"{plans_name}.json", f"the source {name} has no plans {plans_name}", f"{remedy}, or choose -p")
+    path = folder / f"{check_plain_name(plans_name, '-p')}.json"
+    plans = read_json(path, f"the source {name} has no plans {plans_name}", f"{remedy}, or choose -p")
     if TARGET_KEY in plans:
-        original = plans[TARGET_KEY].get("source_plans_name", "nnUNetPlans")
-        raise UserError(f"-p {plans_name}: these plans are adapted already; give the source's own plans, -p {original}")
+        raise UserError(f"-p {plans_name}: these plans are adapted already; give the source's own plans, -p {_original(plans)}")
     dataset_json = read_json(folder / "dataset.json", f"the source {name} is not planned", remedy)
+    if "file_ending" not in read_dataset_json(folder / "dataset.json"):
+        raise UserError(f"{folder / 'dataset.json'} names no file_ending: the source {name} is not planned; {remedy}")
+    check_channel_names(dataset_json, folder / "dataset.json")
     read_json(folder / "dataset_fingerprint.json", f"nnU-Net trains {name} only with it", remedy)
 
-    manager = PlansManager(plans)
+    manager = check_plans(plans, path)
     available = [c for c in plans["configurations"] if not is_cascade(manager, c)]
     source = Source(name, folder, plans, dataset_json, ())
     if configurations:
@@ -120,6 +132,12 @@ def find_source(identifier: str, plans_name: str, configurations: list[str] | No
         for configuration in configurations:
             check_preprocessed(source, configuration)
     return Source(name, folder, plans, dataset_json, tuple(dict.fromkeys(configurations)))
+
+
+def _original(plans: dict) -> str:
+    """Of which plans the adapted ones were made."""
+    entry = plans[TARGET_KEY]
+    return str(entry.get("source_plans_name", "nnUNetPlans")) if isinstance(entry, dict) else "nnUNetPlans"
 
 
 def is_cascade(manager: PlansManager, configuration: str) -> bool:
@@ -155,9 +173,9 @@ def check_preprocessed(source: Source, configuration: str) -> None:
     torn = {case for case in found if not all((folder / f"{case}{part}").exists() for part in parts)}
     missing = sorted((expected - found) | torn)
     if not expected or missing:
-        what = f"{len(missing)} of {len(expected)} cases are missing, {missing[0]} first"
-        if not expected:
-            what = f"{segmentations}, which comes last, is missing or empty"
+        what = f"{segmentations}, which comes last, is missing or empty"
+        if expected:
+            what = f"{len(missing)} of {len(expected)} cases are missing, {missing[0]} first"
         raise UserError(f"the preprocessing of {source.name} for {configuration} is not finished: {what}; {remedy}")
 
 
@@ -174,6 +192,7 @@ def find_target(identifier: str, source: Source) -> Target:
         f"the target {name} is not described",
         "write one with channel_names and file_ending (labels are not needed)",
     )
+    check_channel_names(dataset_json, folder / "dataset.json")
     channels = channel_names(dataset_json)
     expected = channel_names(source.dataset_json)
     if len(channels) != len(expected):
@@ -203,10 +222,18 @@ def list_images(name: str, folder: Path, dataset_json: dict, ending: str) -> dic
     nnU-Net's own listing does this for images and labels at once, with twelve processes.
     """
     if "dataset" in dataset_json:  # files anywhere, relative to the dataset's folder
-        cases = {
-            case: [os.path.abspath(folder / os.path.expandvars(file)) for file in entry["images"]]
-            for case, entry in dataset_json["dataset"].items()
-        }
+        try:
+            cases = {
+                check_plain_name(case, f"{folder / 'dataset.json'}: a case"): [
+                    os.path.abspath(folder / os.path.expandvars(file)) for file in entry["images"]
+                ]
+                for case, entry in dataset_json["dataset"].items()
+            }
+        except DAMAGE as error:
+            raise UserError(
+                f"{folder / 'dataset.json'}: dataset is not as nnU-Net expects it ({type(error).__name__}: {error}); "
+                "list the images of each case, or leave it out and use imagesTr"
+            ) from error
     else:
         images = folder / "imagesTr"
         if not images.is_dir():
@@ -223,7 +250,7 @@ def list_images(name: str, folder: Path, dataset_json: dict, ending: str) -> dic
         )
     usual = max(map(len, cases.values()))
     for case, files in cases.items():
-        gone = [file for file in files if not Path(file).exists()]
+        gone = [file for file in files if not os.path.isfile(file)]  # False, too, for what can be no name
         if len(files) != usual or gone:
             raise UserError(
                 f"case {case} of {name} has {len(files) - len(gone)} image file(s), expected {usual} like other "

@@ -8,7 +8,6 @@ within soft tissue is compressed in comparison with labelled statistics. Other s
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +23,12 @@ from nnunet_l2g.adaptation.digests import digest_file
 from nnunet_l2g.adaptation.geometry import Geometry, direction_of
 from nnunet_l2g.adaptation.workers import run_parallel
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.inspection.geometry import geometry_difference
+from nnunet_l2g.json_files import DAMAGE, read_object
+from nnunet_l2g.whole_images import check_whole
 
 FORMAT = 1
+_STATISTICS = ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5")  # of a channel
 SUBSTITUTE = "voxels above Otsu's threshold, per image and channel, within the nonzero box; no label was read"
 TOTAL_SAMPLES = 10_000_000  # intensities kept of all cases together, per channel; nnU-Net keeps 10^8
 
@@ -43,13 +46,7 @@ class CaseJob:
 
 def read_case(job: CaseJob) -> tuple[np.ndarray, Geometry]:
     """Voxels (channels, three axes) by the source's reader. UserError if they cannot be used."""
-    try:
-        data, properties = recursive_find_reader_writer_by_name(job.reader)().read_images(job.files)
-    except Exception as error:  # whatever the reader's library raises
-        raise UserError(
-            f"case {job.case}: {job.files[0]} cannot be read by {job.reader}, the reader of the source's plans "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); replace the file"
-        ) from error
+    data, properties = _read_channels(job)
     if len(data) != job.channels:
         raise UserError(
             f"case {job.case} has {len(data)} channel(s), dataset.json names {job.channels}; expected as many: add "
@@ -61,6 +58,30 @@ def read_case(job: CaseJob) -> tuple[np.ndarray, Geometry]:
         raise UserError(f"case {job.case} holds only zeros; remove it from the target's images")
     spacing = tuple(float(s) for s in properties["spacing"])
     return data, Geometry(job.case, tuple(int(n) for n in data.shape[1:]), spacing, direction_of(properties))
+
+
+def _read_channels(job: CaseJob) -> tuple[np.ndarray, dict]:
+    """What the reader makes of all files at once, read one by one: it prints where they differ and goes on, or says nothing."""
+    reader = recursive_find_reader_writer_by_name(job.reader)()
+    read: list[tuple[np.ndarray, dict]] = []
+    for file in job.files:
+        try:
+            read.append(reader.read_images([file]))
+        except Exception as error:  # whatever the reader's library raises
+            raise UserError(
+                f"case {job.case}: {file} cannot be read by {job.reader}, the reader of the source's plans "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); replace the file"
+            ) from error
+        check_whole(Path(file))
+    first, properties = read[0]
+    for file, (voxels, theirs) in zip(job.files, read, strict=True):
+        difference = None if voxels.shape[1:] == first.shape[1:] else f"shape {voxels.shape[1:]}, expected {first.shape[1:]}"
+        if difference := difference or geometry_difference(theirs, properties):
+            raise UserError(
+                f"case {job.case}: {file} has {difference} as in {job.files[0]}; a case's channels have to lie on one grid: "
+                "resample them, or remove the case"
+            )
+    return np.concatenate([voxels for voxels, _ in read]), properties
 
 
 def body_mask(image: np.ndarray) -> np.ndarray:
@@ -130,15 +151,9 @@ def extract_fingerprint(source: Source, target: Target, processes: int) -> dict:
     for channel in range(len(target.channel_names)):
         values = np.concatenate([drawn[channel] for _, _, drawn in results])
         low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
-        properties[str(channel)] = {
-            "mean": float(np.mean(values, dtype=np.float64)),
-            "median": float(median),
-            "std": float(np.std(values, dtype=np.float64)),
-            "min": float(values.min()),
-            "max": float(values.max()),
-            "percentile_99_5": float(high),
-            "percentile_00_5": float(low),
-        }
+        mean, std = (function(values, dtype=np.float64) for function in (np.mean, np.std))
+        found = (mean, median, std, values.min(), values.max(), high, low)
+        properties[str(channel)] = dict(zip(_STATISTICS, map(float, found), strict=True))
     return {
         "format": FORMAT,
         "dataset_name": target.name,
@@ -158,7 +173,7 @@ def load_fingerprint(path: Path, source: Source, target: Target) -> dict | None:
     A file whose size and time are as recorded counts as the same; one with another time is hashed.
     """
     try:
-        fingerprint = json.loads(path.read_text(encoding="utf-8"))
+        fingerprint = read_object(path)
         same = (
             fingerprint["format"] == FORMAT
             and fingerprint["dataset_name"] == target.name
@@ -166,10 +181,25 @@ def load_fingerprint(path: Path, source: Source, target: Target) -> dict | None:
             and len(fingerprint["foreground_intensity_properties_per_channel"]) == len(target.channel_names)
             and set(fingerprint["cases"]) == set(target.cases)
             and all(_same_files(fingerprint["cases"][case]["files"], files) for case, files in target.cases.items())
+            and _is_complete(fingerprint)
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except DAMAGE:
         return None
     return fingerprint if same else None
+
+
+def _is_complete(fingerprint: dict) -> bool:
+    """Whether what is taken out of it later is there: numbers where numbers are expected."""
+    statistics = fingerprint["foreground_intensity_properties_per_channel"]
+    numbers = [value for channel in range(len(statistics)) for value in (statistics[str(channel)][key] for key in _STATISTICS)]
+    for geometry in geometries(fingerprint):
+        direction = [] if geometry.direction is None else np.array(geometry.direction, float).ravel().tolist()
+        numbers += [*geometry.shape, *geometry.spacing, *direction]
+        if (len(geometry.shape), len(geometry.spacing)) != (3, 3) or len(direction) not in (0, 4, 9):
+            return False
+    numbers.append(fingerprint["median_relative_size_after_cropping"])
+    digests = [file["digest"] for entry in fingerprint["cases"].values() for file in entry["files"]]
+    return all(isinstance(digest, str) for digest in digests) and bool(np.isfinite(np.array(numbers, float)).all())
 
 
 def _same_files(entries: list[dict], files: list[str]) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_pickle
 
 from nnunet_l2g.adaptation.datasets import Source
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.json_files import DAMAGE
+from nnunet_l2g.preprocessed import read_properties
 
 # Ratios of median spacings. Another unit (mm, cm, micrometres) shows on every axis; protocols differ on one: slices of CT and
 # of short-axis MR by 20.
@@ -43,8 +45,18 @@ def source_directions(source: Source) -> list[np.ndarray]:
     """Direction cosines of up to 50 source cases, from their preprocessed properties: the raw images may be gone."""
     files = sorted(source.data(source.configurations[0]).glob("*.pkl"))
     chosen = {round(i) for i in np.linspace(0, len(files) - 1, min(len(files), _SOURCE_CASES))}
-    directions = [direction_of(load_pickle(str(files[i]))) for i in sorted(chosen)]
+    directions = [_source_direction(files[i]) for i in sorted(chosen)]
     return [np.array(direction) for direction in directions if direction is not None]
+
+
+def _source_direction(file: Path) -> list[list[float]] | None:
+    try:
+        return direction_of(read_properties(file))
+    except DAMAGE as error:
+        raise UserError(
+            f"{file}: its geometry is not as nnU-Net's readers note it ({type(error).__name__}: {error}); preprocess the "
+            "source again (nnUNetv2_preprocess)"
+        ) from error
 
 
 def check_geometry(source: Source, target_name: str, cases: list[Geometry]) -> list[str]:
@@ -56,6 +68,13 @@ def check_geometry(source: Source, target_name: str, cases: list[Geometry]) -> l
 
 
 def _check_dimension(source: Source, target_name: str, cases: list[Geometry], order: list[int]) -> None:
+    axes = [0 if g.direction is None else len(g.direction) for g in cases]
+    usual = max(set(axes), key=axes.count)
+    if odd := [g.case for g, count in zip(cases, axes, strict=True) if count != usual]:
+        raise UserError(
+            f"{target_name} holds files of {' and '.join(f'{count}D' for count in sorted(set(axes)))}: case {odd[0]} is "
+            "not like most others, and nnU-Net would stretch a slice into a volume; remove it, or store it as the others are"
+        )
     flat_source = source.manager.original_median_shape_after_transp[0] == 1
     other = [g for g in cases if (g.shape[order[0]] == 1) != flat_source]
     if 2 * len(other) > len(cases):

@@ -6,7 +6,6 @@ commands carry unknown keys along; what is ours stands under one key, `TARGET_KE
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from nnunet_l2g.adaptation.digests import digest_json
 from nnunet_l2g.adaptation.preprocessing import manifest_path, read_manifest, settings_of
 from nnunet_l2g.adaptation.source_data import data_digest
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.file_names import check_plain_name, is_plain_name
+from nnunet_l2g.json_files import DAMAGE, read_object
 
 FORMAT = 1
 
@@ -115,32 +116,48 @@ def check_adapted_plans(plans: dict, configuration: str, preprocessed: str | Pat
         or made with other settings; the source planned or preprocessed otherwise since
     """
     base = Path(str(nnUNet_preprocessed) if preprocessed is None else preprocessed)
-    name, source_name = plans.get("plans_name"), plans.get("dataset_name")
+    name = check_plain_name(plans.get("plans_name"), "plans_name of the plans")
+    source_name = check_plain_name(plans.get("dataset_name"), f"dataset_name of the plans {name}")
     if not isinstance(plans.get(TARGET_KEY), dict):
         raise UserError(
             f"the plans {name} of {source_name} name no target; make some with `nnunet_l2g adapt -s "
             f"{source_name[7:10]} -t TARGET -p {name}` and train with -p {name}_to<target's ID>"
         )
     target = plans[TARGET_KEY]
-    original = target.get("source_plans_name", "nnUNetPlans")
-    target_name = target.get("dataset_name", "Dataset000")
+    original = check_plain_name(target.get("source_plans_name", "nnUNetPlans"), f"source_plans_name of the plans {name}")
+    target_name = check_plain_name(target.get("dataset_name", "Dataset000"), f"the target of the plans {name}")
     again = f"run `nnunet_l2g adapt -s {source_name[7:10]} -t {target_name[7:10]} -c {configuration} -p {original}`"
     if target.get("format") != FORMAT:
         raise UserError(
             f"the plans {name} have target format {target.get('format')}, expected {FORMAT}: another version of "
             f"nnunet_l2g wrote them; {again} with this one"
         )
+    if not isinstance(target.get("configurations"), dict):
+        raise UserError(f"the plans {name} do not say for which configurations they were adapted; {again}")
     entry = target["configurations"].get(configuration)
     if entry is None:
         raise UserError(
             f"the plans {name} were adapted for {', '.join(target['configurations'])}, not for {configuration}; {again}"
         )
+    if not _is_entry(entry):
+        raise UserError(f"the plans {name} do not say what they were adapted from as adapt does; {again}")
     folder = base / entry["data"]
     identifiers = _check_target_data(folder, target_name, entry, again)
     _check_source(base / source_name, plans, configuration, original, entry, again)
     return AdaptedTarget(
         target_name, folder, identifiers, entry["source_normalization_schemes"], entry["source_use_mask_for_norm"]
     )
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether it has the form that `configuration_entry` gives it; the data lie below nnUNet_preprocessed."""
+    if not isinstance(entry, dict):
+        return False
+    texts = [entry.get(key) for key in ("data", "settings", "source_data", "source_plans")]
+    lists = [entry.get(f"source_{key}") for key in ("normalization_schemes", "use_mask_for_norm")]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(values, list) for values in lists):
+        return False
+    return all(map(is_plain_name, entry["data"].split("/")))
 
 
 def _check_target_data(folder: Path, target_name: str, entry: dict, again: str) -> list[str]:
@@ -163,7 +180,8 @@ def _check_target_data(folder: Path, target_name: str, entry: dict, again: str) 
 
 def _check_source(folder: Path, plans: dict, configuration: str, original: str, entry: dict, again: str) -> None:
     """That the source's data are those the plans were adapted for: not overwritten, not made anew."""
-    data = folder / PlansManager(plans).get_configuration(configuration).data_identifier
+    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+    data = folder / check_plain_name(identifier, f"data_identifier of the plans {plans['plans_name']}")
     restore = f"`nnUNetv2_preprocess -d {folder.name[7:10]} -plans_name {original} -c {configuration}`"
     if not data.is_dir():
         raise UserError(f"the preprocessed data of the source {folder.name} are missing: expected {data}; run {restore}")
@@ -175,7 +193,12 @@ def _check_source(folder: Path, plans: dict, configuration: str, original: str, 
         )
     own = folder / f"{original}.json"
     if own.is_file():  # without them, adapted plans are enough to train
-        current = json.loads(own.read_text(encoding="utf-8"))
-        known = configuration in current["configurations"]
-        if not known or configuration_digest(current, configuration) != entry["source_plans"]:
+        try:
+            current = read_object(own)
+            same = configuration in current["configurations"] and (
+                configuration_digest(current, configuration) == entry["source_plans"]
+            )
+        except (*DAMAGE, RuntimeError):  # RuntimeError: inheritance in a circle
+            same = False
+        if not same:
             raise UserError(f"the source's plans {own} have changed since {plans['plans_name']} was adapted from them; {again}")

@@ -6,6 +6,7 @@ which cases are in it and of what they were made; it is marked incomplete before
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_l2g.adaptation.digests import digest_json, digest_samples
 from nnunet_l2g.adaptation.workers import run_parallel
+from nnunet_l2g.file_names import is_plain_name
+from nnunet_l2g.json_files import read_object
 from nnunet_l2g.training.checkpoints import write_atomically
 
 FORMAT = 1
@@ -82,12 +85,26 @@ def manifest_path(folder: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest, {} if there is none that can be read."""
+    """The manifest, {} if there is none that can be read, or not one of ours."""
     try:
-        manifest = json.loads(manifest_path(folder).read_text(encoding="utf-8"))
+        manifest = read_object(manifest_path(folder))
     except (OSError, ValueError):
         return {}
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else {}
+    cases = manifest.get("cases")
+    if manifest.get("format") != FORMAT or not isinstance(manifest.get("settings"), str) or not isinstance(cases, dict):
+        return {}
+    return manifest if all(_is_record(*item) for item in cases.items()) else {}
+
+
+def _is_record(case: str, record: object) -> bool:
+    """Whether it has the form that `_preprocess_case` gives it; its files are the case's own."""
+    if not is_plain_name(case) or not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        return False
+    if not all(isinstance(record.get(key), str) for key in ("inputs", "settings")):
+        return False
+    if set(record["files"]) != {f"{case}{suffix}" for suffix in _SUFFIXES}:
+        return False
+    return all(isinstance(file, dict) and {"size", "digest"} <= file.keys() for file in record["files"].values())
 
 
 def preprocess_target(
@@ -161,8 +178,12 @@ def _partial(folder: Path) -> Path:
 
 
 def _records(partial: Path) -> dict[str, dict]:
-    """What an interrupted run finished."""
-    return {path.name[: -len(".json")]: json.loads(path.read_text(encoding="utf-8")) for path in partial.glob("*.json")}
+    """What an interrupted run finished; a record that cannot be read is as good as none."""
+    records = {}
+    for path in partial.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            records[path.name[: -len(".json")]] = read_object(path)
+    return {case: record for case, record in records.items() if _is_record(case, record)}
 
 
 def _intact(folder: Path, record: dict) -> bool:

@@ -15,6 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunet_l2g.adaptation.datasets import Source, list_images
 from nnunet_l2g.adaptation.digests import digest_folder
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.preprocessed import read_voxels
 
 _TOLERANCE = 0.02  # of the standard deviation, on average: another library version resamples a little differently
 
@@ -30,8 +31,7 @@ def check_normalisation(source: Source, configuration: str) -> bool:
     Returns whether it could be done: False without the source's raw images. UserError if the stored case is another.
     """
     folder = source.data(configuration)
-    stored = infer_dataset_class(str(folder))(str(folder))
-    case = min(stored.identifiers, key=lambda name: _size(folder, name))
+    case = min(infer_dataset_class(str(folder)).get_identifiers(str(folder)), key=lambda name: _size(folder, name))
     files = _raw_files(source, case)
     if files is None:
         return False
@@ -39,8 +39,14 @@ def check_normalisation(source: Source, configuration: str) -> bool:
 
     configuration_manager = source.manager.get_configuration(configuration)
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
-    fresh, _, _ = preprocessor.run_case(images, label, source.manager, configuration_manager, source.dataset_json)
-    found = np.asarray(stored.load_case(case)[0][:])
+    try:
+        fresh, _, _ = preprocessor.run_case(images, label, source.manager, configuration_manager, source.dataset_json)
+    except Exception as error:  # whatever the reader's library raises
+        raise UserError(
+            f"case {case} of {source.name}: {images[0]} or {label} cannot be preprocessed as the plans {source.plans_name} say "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); replace the file"
+        ) from error
+    found = read_voxels(folder, case)
     if found.shape != fresh.shape or np.abs(found - fresh).mean() > _TOLERANCE * max(float(fresh.std()), 1e-6):
         raise UserError(
             f"the preprocessed data of {source.name} in {folder} were not made with its plans {source.plans_name}: "
@@ -61,7 +67,7 @@ def _raw_files(source: Source, case: str) -> tuple[list[str], str] | None:
         images = list_images(source.name, raw, source.dataset_json, ending)[case]
         entry = source.dataset_json.get("dataset", {}).get(case)
         label = os.path.expandvars(entry["label"]) if entry else f"labelsTr/{case}{ending}"
-    except (OSError, KeyError, UserError):
+    except (OSError, KeyError, TypeError, UserError):
         return None
     return (images, str(raw / label)) if (raw / label).exists() else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -250,7 +251,7 @@ def check_mode(args: argparse.Namespace) -> None:
 def check_fold_names(folds: list[str]) -> list[str]:
     """UserError unless each is a number or all, and none is named twice."""
     for fold in folds:
-        if fold != "all" and not fold.isdecimal():
+        if not re.fullmatch(r"all|\d{1,4}", fold):
             raise UserError(f"-f {fold}: expected fold numbers, or all")
     folds = [fold if fold == "all" else str(int(fold)) for fold in folds]
     if len(set(folds)) < len(folds) or ("all" in folds and len(folds) > 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from nnunet_l2g.autoload import VARIABLE, with_trainers
@@ -36,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks everything, predicts, measures, draws. 0 done; UserError for everything the user can mend."""
-    if args.fold != "all" and not args.fold.isdecimal():
+    if not re.fullmatch(r"all|\d{1,4}", args.fold):
         raise UserError(f"-f {args.fold}: expected the number of a fold, or all")
     from nnunet_l2g.demo.nnunet import choose_device
     from nnunet_l2g.lookup import quiet

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _NUMBER = r"(nan|-?inf|-?\d+\.?\d*(?:e[-+]?\d+)?)"
 _LINES = {
-    "epoch": re.compile(r"Epoch (\d+)\s*$"),
+    "epoch": re.compile(r"Epoch (\d{1,9})\s*$"),
     "train_loss": re.compile(rf"train_loss {_NUMBER}"),
     "val_loss": re.compile(rf"val_loss {_NUMBER}"),
     "pseudo": re.compile(r"Pseudo dice \[(.*)\]"),
@@ -44,8 +44,10 @@ class Curves:
 
     @classmethod
     def from_logging(cls, logging: dict) -> Curves:
-        """From `checkpoint["logging"]`. KeyError if it is not nnU-Net's."""
+        """From `checkpoint["logging"]`. KeyError, TypeError or ValueError if it is not nnU-Net's."""
         ends, starts = logging["epoch_end_timestamps"], logging["epoch_start_timestamps"]
+        if len({len(logging[key]) for key in ("train_losses", "val_losses", "mean_fg_dice")}) > 1:
+            raise ValueError("curves of different lengths")
         return cls(
             [float(value) for value in logging["train_losses"]],
             [float(value) for value in logging["val_losses"]],

@@ -12,6 +12,7 @@ from nnunet_l2g.comparison.results import Inputs, Method, read_plans
 from nnunet_l2g.comparison.summaries import disagreements
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.folders import some
+from nnunet_l2g.json_files import DAMAGE, read_json
 
 FEW_CASES = 6  # below, no two-sided Wilcoxon test can reach p < 0.05
 NOT_COMPARED = ("data_identifier", "architecture", "network_arch_class_name")  # the method's own business, or only a name
@@ -81,7 +82,7 @@ def _resolved(model: Model) -> dict:
     """The configuration with what it inherits."""
     plans = read_plans(model)
     name, chain = model.configuration, []
-    while name is not None and name not in chain:
+    while isinstance(name, str) and name not in chain:
         chain.append(name)
         name = plans["configurations"].get(name, {}).get("inherits_from")
     resolved: dict = {}
@@ -93,8 +94,11 @@ def _resolved(model: Model) -> dict:
 
 def _backbone(configuration: dict) -> object:
     """Width and depth of the planned network, without its class."""
-    arguments = configuration.get("architecture", {}).get("arch_kwargs", {})
-    return {key: arguments.get(key) for key in ("n_stages", "features_per_stage", "strides")} if arguments else None
+    try:
+        arguments = configuration["architecture"]["arch_kwargs"]
+        return {key: arguments.get(key) for key in ("n_stages", "features_per_stage", "strides")}
+    except DAMAGE:  # plans of before nnU-Net 2.3 have none
+        return None
 
 
 def _epochs(methods: list[Method]) -> list[str]:
@@ -128,17 +132,24 @@ def _splits(methods: list[Method], dataset: str) -> list[str]:
     """The cases that were validated are those of splits_final.json, if it can be found."""
     try:
         path = nnunet_folder("preprocessed") / dataset / "splits_final.json"
-        splits = json.loads(path.read_text(encoding="utf-8"))
-    except (UserError, OSError, ValueError):
+    except UserError:
         return []
-    return [warning for fold in sorted(set(methods[0].folds.values())) for warning in _split(methods[0], fold, splits, path)]
+    if not path.is_file():
+        return []
+    try:
+        validation = [{str(case) for case in split["val"]} for split in read_json(path)]
+    except DAMAGE as error:
+        return [f"{path} cannot be read ({type(error).__name__}: {error}), so it is not known whether it was changed."]
+    return [
+        warning for fold in sorted(set(methods[0].folds.values())) for warning in _split(methods[0], fold, validation, path)
+    ]
 
 
-def _split(method: Method, fold: str, splits: list[dict], path: Path) -> list[str]:
-    if not fold.isdigit() or int(fold) >= len(splits):
+def _split(method: Method, fold: str, validation: list[set[str]], path: Path) -> list[str]:
+    if not fold.isdigit() or int(fold) >= len(validation):
         return []
     validated = {case for case, number in method.folds.items() if number == fold}
-    different = sorted(validated ^ set(splits[int(fold)]["val"]))
+    different = sorted(validated ^ validation[int(fold)])
     if not different:
         return []
     return [f"{path} has another fold {fold} than the models validated ({some(different)}): it was changed after training."]

@@ -9,7 +9,10 @@ from nnunet_l2g.comparison.models import Model, nnunet_folder
 from nnunet_l2g.comparison.results import Method, read_plans
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import read_dataset_json
+from nnunet_l2g.file_names import check_plain_name
 from nnunet_l2g.lookup import find_trainer, quiet
+from nnunet_l2g.planned_network import check_network_classes
+from nnunet_l2g.preprocessed import read_voxels
 
 
 def measure(models: list[Model], methods: list[Method], dataset: str, device: str) -> list[dict[str, float]]:
@@ -48,6 +51,7 @@ def _measure_one(model: Model, method: Method, dataset: str, device: str) -> dic
         raise UserError(f"--measure: nnU-Net finds no trainer {model.trainer}; run `nnunet_l2g doctor`")
     plans, labels = PlansManager(read_plans(model)), read_dataset_json(model.folder / "dataset.json")
     configuration = plans.get_configuration(model.configuration)
+    check_network_classes(configuration, model.folder / "plans.json")
     channels = determine_num_input_channels(plans, configuration, labels)
     heads = plans.get_label_manager(labels).num_segmentation_heads
 
@@ -80,14 +84,13 @@ def count_flops(network, patch) -> int:
 def _first_case(method: Method, identifier: str, dataset: str):
     """The first validation case as nnU-Net preprocessed it, (C, z, y, x)."""
     import torch
-    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+    check_plain_name(identifier, "--measure: data_identifier in the plans")
     folder: Path = nnunet_folder("preprocessed") / dataset / identifier
     case = min(method.predictions)
     if not folder.is_dir():
         raise UserError(f"--measure: {folder} is missing; run nnUNetv2_preprocess, or compare without --measure")
-    data = infer_dataset_class(str(folder))(str(folder), [case]).load_case(case)[0]
-    return torch.from_numpy(data[:]).float()
+    return torch.from_numpy(read_voxels(folder, case)).float()
 
 
 def _time_inference(network, image, plans, configuration, labels, model, method, device) -> float:

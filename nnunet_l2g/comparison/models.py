@@ -64,7 +64,7 @@ def dataset_name(dataset: str) -> str:
     names = sorted({path.name for folder in folders if folder.is_dir() for path in folder.glob("Dataset*_*") if path.is_dir()})
     if dataset in names:
         return dataset
-    if not dataset.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", dataset):
         raise UserError(f"-d {dataset}: no such dataset; nnU-Net's folders hold {', '.join(names) or 'none'}")
     found = [name for name in names if re.match(rf"Dataset{int(dataset):03d}_", name)]
     if len(found) != 1:

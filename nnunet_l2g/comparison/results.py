@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cases import Pair
 from nnunet_l2g.evaluation.folders import references_for, segmentations, some
 from nnunet_l2g.evaluation.labels import Labels, read_dataset_json, read_labels
+from nnunet_l2g.json_files import DAMAGE, read_object
 
 
 @dataclass
@@ -185,9 +185,10 @@ def read_plans(model: Model) -> dict:
     """plans.json of a trained model. UserError if it is missing or damaged, or lacks the configuration."""
     path = model.folder / "plans.json"
     try:
-        plans = json.loads(path.read_text(encoding="utf-8"))
-        plans["configurations"][model.configuration]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        plans = read_object(path)
+        if not all(isinstance(plans["configurations"][name], dict) for name in (*plans["configurations"], model.configuration)):
+            raise ValueError("a configuration is no JSON object")
+    except DAMAGE as error:
         raise UserError(
             f"{path}: cannot be used ({type(error).__name__}: {error}); expected the plans that nnU-Net put beside "
             f"the model, with the configuration {model.configuration}"

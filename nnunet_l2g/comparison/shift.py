@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import zlib
 from pathlib import Path
@@ -19,6 +18,8 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cache import Cache
 from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
 from nnunet_l2g.evaluation.shifts import STRENGTHS, perturb
+from nnunet_l2g.json_files import DAMAGE, read_json
+from nnunet_l2g.whole_images import check_whole
 
 FOLDER = "shift"
 VERSION = 1  # of the perturbations
@@ -37,7 +38,7 @@ def check_shift(models: list[Model], inputs: Inputs, dataset: str) -> dict[str, 
     raw = nnunet_folder("raw") / dataset
     try:
         files = get_filenames_of_train_images_and_targets(str(raw))
-    except (OSError, ValueError, KeyError) as error:
+    except (*DAMAGE, RecursionError) as error:
         raise UserError(f"--shift: the raw images in {raw} cannot be listed ({type(error).__name__}: {error})") from error
     images = {case: [Path(file) for file in files.get(case, {}).get("images", [])] for case in inputs.cases}
     for case, paths in images.items():
@@ -98,10 +99,18 @@ def shift_table(
 
 
 def perturb_file(source: Path, target: Path, kind: str, strength: float, seed: int) -> None:
-    """Writes a perturbed copy on the same grid, in the source's pixel type (rounded and clipped for integers)."""
+    """Writes a perturbed copy on the same grid, in the source's pixel type (rounded and clipped for integers).
+
+    UserError if the source cannot be read.
+    """
     import SimpleITK
 
-    image = SimpleITK.ReadImage(str(source))
+    try:
+        image = SimpleITK.ReadImage(str(source))
+    except RuntimeError as error:
+        cause = str(error).strip().splitlines()[-1]
+        raise UserError(f"--shift: {source} cannot be read ({cause}); replace the file") from error
+    check_whole(source)
     array = SimpleITK.GetArrayFromImage(image)
     channels = image.GetNumberOfComponentsPerPixel()
     spacing = tuple(reversed(image.GetSpacing()))
@@ -138,7 +147,7 @@ def _write_images(images: dict[str, list[Path]], folder: Path, ending: str) -> N
 def _predict(model: Model, fold: str, dataset: str, device: str, output: Path) -> None:
     images, target = output / FOLDER / "images" / f"fold_{fold}", _predictions(output, model, fold)
     stamp = _stamp(model.fold(fold) / "checkpoint_final.pth")
-    state = {"images": json.loads(_state_file(images).read_text(encoding="utf-8")), "checkpoint": stamp}
+    state = {"images": read_json(_state_file(images)), "checkpoint": stamp}
     if _is_current(target, state):
         return
     _renew(target)
@@ -189,7 +198,7 @@ def _state_file(folder: Path) -> Path:
 
 def _is_current(folder: Path, state: dict) -> bool:
     try:
-        return folder.is_dir() and json.loads(_state_file(folder).read_text(encoding="utf-8")) == state
+        return folder.is_dir() and read_json(_state_file(folder)) == state
     except (OSError, ValueError):
         return False
 

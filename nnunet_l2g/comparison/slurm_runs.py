@@ -128,7 +128,7 @@ def job_states() -> dict[str, tuple[str, str, str]] | None:
     if answer.returncode != 0:
         return None
     rows = (line.split("|", 3) for line in answer.stdout.splitlines())
-    return {row[0]: (row[1], row[2], row[3]) for row in rows}
+    return {row[0]: (row[1], row[2], row[3]) for row in rows if len(row) == 4}  # not the warnings of a plug-in
 
 
 def submitted_for(job_id: str) -> Path | None:

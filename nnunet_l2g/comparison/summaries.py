@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
 
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.json_files import DAMAGE, read_object
 
 
 def read_summary(path: Path) -> dict[str, dict[tuple[int, ...], float]]:
     """Dice by case (file name of the prediction) and label values. UserError if the file is damaged; names it."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["metric_per_case"]
+        entries = read_object(path)["metric_per_case"]
         return {
             Path(entry["prediction_file"].replace("\\", "/")).name: {
                 tuple(int(value) for value in re.findall(r"\d+", key)): float(scores["Dice"])
@@ -21,7 +21,7 @@ def read_summary(path: Path) -> dict[str, dict[tuple[int, ...], float]]:
             }
             for entry in entries
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         raise UserError(
             f"{path}: not a summary of nnU-Net ({type(error).__name__}: {error}); write it again with "
             "`nnUNetv2_train ... --val`"

@@ -16,6 +16,8 @@ from nnunet_l2g.demo.nnunet import nnunet_command, shown_command
 from nnunet_l2g.demo.progress import TrainingProgress
 from nnunet_l2g.demo.runner import Child, run_child
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.file_names import check_plain_name
+from nnunet_l2g.json_files import DAMAGE, read_object
 
 LOGS = "logs"
 SCRIPT = "nnUNetv2_train"
@@ -173,10 +175,16 @@ def case_names(preprocessed: Path, plans: str, configuration: str) -> list[str]:
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(str(preprocessed / f"{plans}.json"))
-    if configuration not in manager.available_configurations:
-        raise UserError(f"-c {configuration}: {plans} has {', '.join(manager.available_configurations)}")
-    folder = preprocessed / manager.get_configuration(configuration).data_identifier
+    path = preprocessed / f"{plans}.json"
+    try:
+        content = read_object(path)
+        manager, available = PlansManager(content), list(content["configurations"])
+        identifier = manager.get_configuration(configuration).data_identifier if configuration in available else None
+    except (*DAMAGE, RuntimeError) as error:
+        raise UserError(f"{path}: not nnU-Net's plans ({type(error).__name__}: {error}); plan the dataset again") from error
+    if configuration not in available:
+        raise UserError(f"-c {configuration}: {plans} has {', '.join(map(str, available))}")
+    folder = preprocessed / check_plain_name(identifier, f"{path}: data_identifier of {configuration}")
     if not folder.is_dir() or not any(folder.iterdir()):
         raise UserError(
             f"{folder}: no preprocessed data; run nnUNetv2_preprocess -d {preprocessed.name} -plans_name {plans} -c "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nnunet_l2g.demo.files import write_json, write_text
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.json_files import DAMAGE, read_object
 
 MARKER = ".nnunet_l2g_demo"
 STATE = "state.json"
@@ -106,9 +107,12 @@ def _read(path: Path, settings: dict) -> DemoFolder:
         return DemoFolder(path, settings)
     advice = "start afresh with --overwrite, or name another folder with -o"
     try:
-        content = json.loads(state.read_text(encoding="utf-8"))
-        found = DemoFolder(path, content["settings"], dict(content["finished"]), list(content["started"]))
-    except (ValueError, KeyError, TypeError) as error:
+        content = read_object(state)
+        finished = {str(name): float(seconds) for name, seconds in content["finished"].items()}
+        if not all(map(math.isfinite, finished.values())):
+            raise ValueError("a step took no finite time")
+        found = DemoFolder(path, dict(content["settings"]), finished, [str(name) for name in content["started"]])
+    except DAMAGE as error:
         raise UserError(f"{state} cannot be read ({error!r}); {advice}") from error
     if found.settings != settings:
         names = sorted({*found.settings, *settings})

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_l2g.errors import UserError
+
 # Okabe and Ito's palette: these three differ in lightness too, so they stay apart in greyscale and for the colour-blind
 COLOURS = {"left_ventricle": "#D55E00", "myocardium": "#F0E442", "right_ventricle": "#0072B2", "scar": "#CC79A7"}
 
@@ -78,4 +80,8 @@ def _coloured(plane: np.ndarray, labels: dict[str, int]) -> np.ndarray:
 def _read(path: Path) -> np.ndarray:
     import SimpleITK
 
-    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path))
+    try:
+        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path))
+    except RuntimeError as error:
+        cause = str(error).strip().splitlines()[-1]
+        raise UserError(f"{path} cannot be read ({cause}); start the demo afresh with --overwrite") from error

@@ -22,7 +22,7 @@ class TrainingProgress:
             self.parts.append(line)
         elif line.startswith("Pseudo dice"):
             self.parts.append("Pseudo dice " + " ".join(_VALUES.findall(line)))
-        elif (found := re.match(r"Epoch time: ([\d.]+) s", line)) and self.epoch is not None:
+        elif (found := re.match(r"Epoch time: (\d+\.?\d*) s", line)) and self.epoch is not None:
             return f"epoch {self.epoch}: {', '.join(self.parts)} ({float(found[1]):.0f} s)"
         elif re.match(r"(predicting \w+$|Mean Validation Dice)", line):
             return line

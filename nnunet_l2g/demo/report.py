@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from importlib.metadata import version
 from pathlib import Path
 
 from nnunet_l2g.demo.files import write_json
 from nnunet_l2g.demo.folder import PREDICTIONS
+from nnunet_l2g.errors import UserError
+from nnunet_l2g.json_files import DAMAGE, read_object
 
 
 def write_report(
@@ -32,15 +33,26 @@ def write_report(
 
 
 def read_scores(evaluation: Path, dataset_json: Path) -> dict[str, dict[str, float | None]]:
-    """Dice by structure and case from nnU-Net's summary.json; None where a structure is in neither segmentation."""
-    labels = json.loads(dataset_json.read_text(encoding="utf-8"))["labels"]
-    results = json.loads(evaluation.read_text(encoding="utf-8"))["metric_per_case"]
-    scores: dict[str, dict[str, float | None]] = {name: {} for name, value in labels.items() if value != 0}
-    for result in results:
-        case = Path(result["prediction_file"]).name.split(".")[0]
-        for name, cases in scores.items():
-            dice = result["metrics"][str(labels[name])]["Dice"]
-            cases[case] = None if math.isnan(dice) else dice
+    """Dice by structure and case from nnU-Net's summary.json; None where a structure is in neither segmentation.
+
+    UserError if one of the files is not what the demo's earlier steps left.
+    """
+    try:
+        labels = read_object(dataset_json)["labels"]
+        results = read_object(evaluation)["metric_per_case"]
+        scores: dict[str, dict[str, float | None]] = {name: {} for name, value in labels.items() if value != 0}
+        for result in results:
+            case = Path(result["prediction_file"]).name.split(".")[0]
+            for name, cases in scores.items():
+                dice = float(result["metrics"][str(labels[name])]["Dice"])
+                cases[case] = dice if math.isfinite(dice) else None
+    except DAMAGE as error:
+        raise UserError(
+            f"{evaluation} and {dataset_json} are not what the demo wrote ({type(error).__name__}: {error}); start afresh "
+            "with --overwrite"
+        ) from error
+    if not scores or not all(scores.values()):
+        raise UserError(f"{evaluation} holds no score; start afresh with --overwrite")
     return scores
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from nnunet_l2g.demo.files import write_text
+from nnunet_l2g.json_files import read_object
 
 BLOCK = 1 << 20
 
@@ -27,8 +28,7 @@ class Cache:
         if self.folder is None:
             return None
         try:
-            content = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
-            return content if isinstance(content, dict) else None
+            return read_object(self.folder / f"{key}.json")
         except (OSError, ValueError):
             return None
 

@@ -15,7 +15,7 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cache import Cache, key_of
 from nnunet_l2g.evaluation.labels import Labels
 from nnunet_l2g.evaluation.lesions import match_lesions
-from nnunet_l2g.evaluation.names import VERSION
+from nnunet_l2g.evaluation.names import LESION, OVERLAP, SURFACE, VERSION
 from nnunet_l2g.evaluation.overlap import count_voxels, overlap_scores
 from nnunet_l2g.evaluation.reading import read_pair
 from nnunet_l2g.evaluation.surfaces import surface_scores
@@ -87,7 +87,7 @@ def score_pairs(
                 raise UserError(f"{path}: no such file")
         keys[pair] = key_of(pair.reference, pair.prediction, definition)
         stored = cache.get(keys[pair])
-        if stored is None:
+        if stored is None or not _is_scored(stored, labels, options):
             missing.append(pair)
         else:
             results[pair] = stored
@@ -97,6 +97,22 @@ def score_pairs(
             results[pair] = scores
             bar.update()
     return {(pair.method, pair.case): results[pair] for pair in pairs}
+
+
+def _is_scored(stored: dict, labels: Labels, options: Options) -> bool:
+    """Whether a file of the cache holds what `score_pair` returns."""
+    numbers = ["TP", "FP", "FN", *OVERLAP, *SURFACE, *(LESION if options.lesions else ())]
+    lists = ["lesion_sizes", "lesion_detected"] if options.lesions else []
+    return stored.keys() == set(labels.names) and all(
+        isinstance(scores, dict)
+        and all(_is_number(scores.get(key)) for key in numbers)
+        and all(isinstance(scores.get(key), list) and all(map(_is_number, scores[key])) for key in lists)
+        for scores in stored.values()
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 53)
 
 
 def _score_all(pairs: Sequence[Pair], labels: Labels, options: Options, processes: int) -> Iterator[tuple[Pair, dict]]:

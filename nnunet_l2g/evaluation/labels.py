@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.file_names import is_plain_name
+from nnunet_l2g.json_files import DAMAGE, read_json
+
+LARGEST = (1 << 16) - 1  # label that nnU-Net writes
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,11 @@ def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
         )
         known = tuple(int(value) for value in manager.all_labels)
         ignore, ending = manager.ignore_label, content["file_ending"]
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if not all(0 <= value <= LARGEST for value in (*known, *sum((values for _, values in structures), ()), ignore or 0)):
+            raise ValueError(f"a label is not between 0 and {LARGEST}")
+        if not all(values for _, values in structures):
+            raise ValueError("a region is empty")
+    except (*DAMAGE, AssertionError, RuntimeError) as error:
         raise UserError(
             f"{dataset_json}: not a dataset.json that nnU-Net can use ({error!r}); mend it, or name another with --dataset-json"
         ) from error
@@ -78,13 +85,18 @@ def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
 def read_dataset_json(path: Path) -> dict:
     """The file's content. UserError if it is missing or no JSON object with labels."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); nnU-Net's dataset.json is needed") from error
     except ValueError as error:
         raise UserError(f"{path}: no JSON ({error}); mend it, or name another with --dataset-json") from error
     if not isinstance(content, dict) or "labels" not in content:
         raise UserError(f'{path}: has no "labels"; expected nnU-Net\'s dataset.json')
+    channels, ending = content.get("channel_names", content.get("modality", {})), content.get("file_ending", ".")
+    if not isinstance(channels, dict) or not all(isinstance(name, str) for name in channels.values()):
+        raise UserError(f"{path}: channel_names are {str(channels)[:80]}; expected a name for each channel's number")
+    if not (isinstance(ending, str) and ending.startswith(".") and is_plain_name(f"image{ending}")):
+        raise UserError(f"{path}: file_ending is {str(ending)[:80]!r}; expected one such as .nii.gz")
     return content
 
 
@@ -96,7 +108,7 @@ def _reader(content: dict, dataset_json: Path, example: Path | None) -> type:
             from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
             return determine_reader_writer_from_dataset_json(content, None if example is None else str(example), verbose=False)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         where = f"; {example} cannot be opened" if example else ""
         raise UserError(
             f"{dataset_json}: nnU-Net has no reader for {content['file_ending']!r}{where}; expected a format "

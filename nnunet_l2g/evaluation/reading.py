@@ -8,6 +8,7 @@ import numpy as np
 
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import Labels
+from nnunet_l2g.whole_images import check_whole
 
 TOLERANCE = 1e-3  # mm and direction cosines; writers round
 
@@ -68,6 +69,7 @@ def _read(path: Path, labels: Labels) -> tuple[np.ndarray, dict]:
             f"{str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}); "
             "write the file again"
         ) from error
+    check_whole(path)
     if array.shape[0] != 1:
         raise UserError(f"{path}: {array.shape[0]} channels; expected a segmentation of one")
     return array[0], properties

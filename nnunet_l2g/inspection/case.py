@@ -13,6 +13,7 @@ from nnunet_l2g.evaluation.reading import unique_values
 from nnunet_l2g.inspection.geometry import geometry_difference
 from nnunet_l2g.inspection.model import Model
 from nnunet_l2g.lookup import quiet
+from nnunet_l2g.whole_images import check_whole
 
 CHANNEL = re.compile(r"_\d{4}$")
 
@@ -143,6 +144,7 @@ def _read(read, arguments, path: Path) -> tuple[np.ndarray, dict]:
             f"{path}: {type(read.__self__).__name__} cannot read it ({type(error).__name__}: "
             f"{lines[-1] if lines else 'no message'}); write the file again"
         ) from error
+    check_whole(path)
     if len(properties.get("sitk_stuff", {}).get("spacing", ())) > 3:
         raise UserError(f"{path}: has four axes; expected one file for each channel, with three at most")
     return array, properties

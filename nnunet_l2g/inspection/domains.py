@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from pathlib import Path
 
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.file_names import check_plain_name
+from nnunet_l2g.json_files import DAMAGE, read_object
 
 TARGET_KEY = "nnunet_l2g_target"  # of adaptation.datasets, whose import asks for nnU-Net's folders
 NEEDS_INTENSITIES = "CTNormalization"  # the one scheme of nnU-Net that looks at the data set's fingerprint
@@ -39,10 +40,11 @@ def plans_for_domain(plans: dict, configuration: str, domain: str | None) -> tup
 
 
 def _source_intensities(dataset: str, target: dict) -> dict:
-    path = Path(os.environ.get("nnUNet_preprocessed", ""), dataset, f"{target['source_plans_name']}.json")
+    name = check_plain_name(target["source_plans_name"], "source_plans_name in the adapted plans")
+    path = Path(os.environ.get("nnUNet_preprocessed", ""), dataset, f"{name}.json")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["foreground_intensity_properties_per_channel"]
-    except (OSError, KeyError, ValueError) as error:
+        return read_object(path)["foreground_intensity_properties_per_channel"]
+    except DAMAGE as error:
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}); images of the source are normalised with its fingerprint, which "
             "the adapted plans do not hold. Set nnUNet_preprocessed to where it was trained, or inspect with --domain target"

@@ -37,6 +37,8 @@ class Parts(NamedTuple):
 def load_parts(model: Model) -> Parts:
     """From the trainer's own state in its checkpoint. UserError if a part does not fit the model."""
     extra, trainer = model.checkpoint.get(EXTRA_KEY, {}), model.trainer_class
+    if not isinstance(extra, dict):
+        raise UserError(f"{model.file}: its entry {EXTRA_KEY} is no state of a trainer of ours; copy the file again")
     translator = _load_translator(model, extra["translator"]) if "translator" in extra else None
     discriminator = _load_discriminator(model, extra["alignment"]) if "alignment" in extra else None
     wanted = {"translator": trainer.translation, "domain discriminator": trainer.alignment}
@@ -108,8 +110,9 @@ def _load_translator(model: Model, state: dict) -> Translator:
     translator = Translator(model.channels, len(model.patch_size), **settings).eval()
     try:
         translator.load_state_dict({**translator.state_dict(), **state})
-    except RuntimeError as error:
-        raise UserError(f"{model.file}: its translator does not fit {model.trainer} ({str(error).splitlines()[0]})") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{model.file}: its translator does not fit {model.trainer} ({reason})") from error
     return translator
 
 
@@ -133,8 +136,8 @@ def _load_discriminator(model: Model, state: dict) -> DomainDiscriminator:
     discriminator = DomainDiscriminator(model.network.deep_channels, len(model.patch_size)).eval()
     try:
         discriminator.load_state_dict(state["discriminator"])
-    except (KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{model.file}: its domain discriminator does not fit {model.trainer} ({reason})") from error
     return discriminator
 

@@ -8,9 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import Labels, read_dataset_json, read_labels
+from nnunet_l2g.json_files import DAMAGE, read_object
 from nnunet_l2g.lookup import explain, find_trainer, quiet
+from nnunet_l2g.planned_network import check_network_classes
+from nnunet_l2g.plans_files import check_plans
 from nnunet_l2g.training.safe_loading import load_safely
 
 NEEDED = ("network_weights", "trainer_name", "init_args")
@@ -117,8 +122,12 @@ def load_model(folder: Path, fold: str, name: str, plans_of: Callable[[dict, str
             f"{folder}: {configuration_name} is the second stage of a cascade, whose input holds a prediction of "
             f"{configuration.previous_stage_name}; inspect the first stage, or a model without cascade"
         )
-    manager = plans.get_label_manager(dataset)
-    channels = determine_num_input_channels(plans, configuration, dataset)
+    try:
+        manager = plans.get_label_manager(dataset)
+        channels = determine_num_input_channels(plans, configuration, dataset)
+    except Exception as error:  # nnU-Net's managers believe both files
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder}: dataset.json and plans.json do not fit together ({cause}); copy both again") from error
     network = _build(trainer, plans, configuration, channels, manager.num_segmentation_heads, file)
     _load_weights(network, checkpoint.pop("network_weights"), file)
     return Model(
@@ -137,10 +146,26 @@ def _read_checkpoint(file: Path) -> dict:
             "plain values, which is never unpickled here. Copy it again, or name another with -chk"
         ) from error
     missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
-    if missing or "configuration" not in content["init_args"]:
+    if not missing and not isinstance(content["trainer_name"], str):
+        missing = ["trainer_name"]
+    settings = {} if missing else content["init_args"]
+    if not isinstance(settings, dict) or not isinstance(settings.get("configuration"), str):
         lacks = ", ".join(missing) or "init_args.configuration"
         raise UserError(f"{file}: no checkpoint of an nnU-Net trainer, it has no {lacks}; expected what nnUNetv2_train writes")
+    axes, logging = content.get("inference_allowed_mirroring_axes"), content.get("logging", {})
+    if axes is not None and not (isinstance(axes, (list, tuple)) and all(axis in (0, 1, 2) for axis in axes)):
+        raise UserError(f"{file}: inference_allowed_mirroring_axes is {str(axes)[:80]}; expected some of the axes 0, 1 and 2")
+    if not isinstance(logging, dict) or not all(map(_is_curve, logging.items())):
+        raise UserError(f"{file}: its logging is not nnU-Net's, a list of numbers for each name; copy the file again")
     return content
+
+
+def _is_curve(entry: tuple) -> bool:
+    """Whether an entry of the log is one: a name, and a list (of numbers, if it is our gap between domains)."""
+    name, values = entry
+    if not isinstance(name, str) or not isinstance(values, list):
+        return False
+    return not name.startswith("gap_") or all(isinstance(value, (int, float, np.number)) for value in values)
 
 
 def _find_trainer(name: str, file: Path) -> type:
@@ -157,19 +182,20 @@ def _find_trainer(name: str, file: Path) -> type:
 
 
 def _read_plans(path: Path, configuration_name: str, file: Path, plans_of):
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
         if configuration_name not in content["configurations"]:
             has = ", ".join(content["configurations"])
             raise UserError(f"{file}: of configuration {configuration_name}, but {path} has {has}; they are of two models")
+        check_plans(content, path)
         if plans_of is not None:
             content = plans_of(content, configuration_name)
-        plans = PlansManager(content)
-        return plans, plans.get_configuration(configuration_name)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: not nnU-Net's plans ({type(error).__name__}: {error}); copy the file again") from error
+    plans = check_plans(content, path)
+    configuration = plans.get_configuration(configuration_name)
+    check_network_classes(configuration, path)
+    return plans, configuration
 
 
 def _build(trainer: type, plans, configuration, channels: int, heads: int, file: Path):

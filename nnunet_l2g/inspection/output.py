@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 from nnunet_l2g.demo.files import write_json, write_text
+from nnunet_l2g.file_names import is_plain_name
+from nnunet_l2g.json_files import read_json
 from nnunet_l2g.output_folder import marker_of, open_folder
 
 SUMMARY = "summary.json"
@@ -25,7 +28,8 @@ class Output:
         """
         output = cls(open_folder(path, "inspect"))
         for name in _read_marker(output.marker):
-            (output.folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder, or no name for a file: none of ours
+                (output.folder / name).unlink()
         output._mark()
         return output
 
@@ -56,10 +60,8 @@ class Output:
 
 def _read_marker(marker: Path) -> list[str]:
     """Names of files that an earlier inspection wrote; a name with a folder in it is none of ours."""
-    if not marker.is_file():
-        return []
     try:
-        names = json.loads(marker.read_text(encoding="utf-8"))
-    except ValueError:
+        names = read_json(marker)
+    except (OSError, ValueError):
         return []
-    return [name for name in names if isinstance(name, str) and Path(name).name == name and name not in (".", "..")]
+    return [name for name in names if is_plain_name(name)] if isinstance(names, list) else []

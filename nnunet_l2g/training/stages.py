@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -223,18 +222,20 @@ def load_stage(file: Path, stage: Stage) -> dict:
     """A stage's checkpoint; UserError if it is broken or foreign. Never unpickles code."""
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except Exception as error:  # each opcode fails in its own way
         raise UserError(
             f"{file} cannot be read: broken, or not a checkpoint of ours ({type(error).__name__}). Remove it and continue "
             f"with --c: the stage {stage.name} is then trained again."
         ) from error
-    wanted = {"settings", "owner", "epoch", "history", "module", "network", "stage", "extra", "random_state"}
-    if not isinstance(checkpoint, dict) or checkpoint.get("name") != stage.name or not wanted <= checkpoint.keys():
+    wanted = {"owner": str, "epoch": int}
+    wanted |= dict.fromkeys(("settings", "history", "module", "network", "stage", "extra", "random_state"), dict)
+    complete = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(key), kind) for key, kind in wanted.items())
+    if not complete or checkpoint.get("name") != stage.name:
         raise UserError(f"{file} is not a checkpoint of the stage {stage.name}. Remove it and continue with --c.")
     theirs = checkpoint["settings"]
     differences = [
         f"{key}: there {theirs.get(key, 'none')!r}, here {stage.settings.get(key, 'none')!r}"
-        for key in sorted(theirs.keys() | stage.settings.keys())
+        for key in sorted(theirs.keys() | stage.settings.keys(), key=str)
         if theirs.get(key) != stage.settings.get(key)
     ]
     if differences:
