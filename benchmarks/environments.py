@@ -32,7 +32,8 @@ def test_environment(python: str, versions: str, folder: Path, more: list[str]) 
     code = "import sys; print(*sys.version_info[:3])"
     version = tuple(map(int, subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()))
     began, environment = time.time(), folder / f"{versions}-{version[0]}.{version[1]}"
-    subprocess.run([python, "-m", "venv", "--clear", environment], check=True)
+    if not environment.exists():
+        subprocess.run([python, "-m", "venv", environment], check=True)
     inside = environment / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     pinned = OLDEST if versions == "oldest" else ()
     subprocess.run([inside, "-m", "pip", "install", "-q", *pinned, "-e", f"{PROJECT}[test]"], check=True)
@@ -58,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", nargs="+", default=[name for name in PYTHONS if shutil.which(name)])
     parser.add_argument("--versions", nargs="+", choices=("oldest", "newest"), default=["oldest", "newest"])
-    parser.add_argument("--folder", type=Path, help="where environments are made, and kept; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="where environments are kept and used again; default: a temporary one")
     parser.add_argument("--json", type=Path)
     parser.add_argument("more", nargs="*", help="after --, for pytest")
     args = parser.parse_args()

@@ -123,7 +123,7 @@ def read_checkpoints(fold: Path) -> tuple[int, int]:
     import torch
 
     from nnunet_l2g.training.checkpoints import check_finite
-    from nnunet_l2g.training.safe_loading import load_safely
+    from nnunet_l2g.untrusted.checkpoints import load_safely
 
     epochs = {}
     for file in [*fold.glob("checkpoint_*.pth"), *fold.glob("stage_*.pth")]:

@@ -20,7 +20,6 @@ from planned import PLAIN, TARGET
 from test_compare import compare, finished, folders, model  # noqa: F401 (fixtures)
 from tiny_model import make_plans, write_case, write_model
 
-from nnunet_l2g import json_files
 from nnunet_l2g.adaptation import datasets
 from nnunet_l2g.adaptation.geometry import source_directions
 from nnunet_l2g.adaptation.preprocessing import read_manifest
@@ -30,8 +29,9 @@ from nnunet_l2g.comparison.models import Model
 from nnunet_l2g.comparison.results import Method
 from nnunet_l2g.comparison.training import case_names
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.preprocessed import read_properties, read_voxels
-from nnunet_l2g.whole_images import check_whole
+from nnunet_l2g.untrusted import json_files
+from nnunet_l2g.untrusted.images import check_whole
+from nnunet_l2g.untrusted.preprocessed import read_properties, read_voxels
 
 BRACKETS = b"[" * 100_000
 SOURCE = "Dataset990_Tiny"

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from test_benchmarks import BENCHMARKS, script
+from test_benchmarks import script
 
 KILLS = 3
 
@@ -16,10 +16,3 @@ def test_nothing_is_lost_to_a_kill(tmp_path):
     script("kills.py", "--kills", KILLS, "--trainers", "GRCSF", "--seed", 5, "--folder", tmp_path / "data", "--json", result)
     assert json.loads(result.read_text())["kills"] == KILLS
 
-
-def test_the_recorded_kills_are_those_that_are_promised():
-    recorded = json.loads((BENCHMARKS / "kills_cpu.json").read_text())
-    assert recorded["kills"] >= 30 and recorded["in_a_checkpoint_write"] >= 10
-    for trainer, kills in recorded["trainers"].items():
-        parts = {kill["saved"][0] for kill in kills}
-        assert 1 in parts and (0 in parts) == ("GRCSF" in trainer or "GLUA" in trainer), trainer

@@ -23,8 +23,8 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cases import Options, _is_scored
 from nnunet_l2g.evaluation.labels import Labels, read_labels
 from nnunet_l2g.evaluation.names import OVERLAP, SURFACE
-from nnunet_l2g.file_names import is_plain_name
 from nnunet_l2g.training.stages import load_stage
+from nnunet_l2g.untrusted.names import is_plain_name
 
 CORPUS = Path(__file__).parent / "fuzz" / "corpus"
 FOUND = sorted(path for path in CORPUS.glob("*/*") if path.is_file())

@@ -24,8 +24,8 @@ from nnunet_l2g.adaptation.geometry import Geometry, direction_of
 from nnunet_l2g.adaptation.workers import run_parallel
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.inspection.geometry import geometry_difference
-from nnunet_l2g.json_files import DAMAGE, read_object
-from nnunet_l2g.whole_images import check_whole
+from nnunet_l2g.untrusted.images import check_whole
+from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
 
 FORMAT = 1
 _STATISTICS = ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5")  # of a channel

@@ -12,7 +12,7 @@ from nnunet_l2g.comparison.results import Inputs, Method, read_plans
 from nnunet_l2g.comparison.summaries import disagreements
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.folders import some
-from nnunet_l2g.json_files import DAMAGE, read_json
+from nnunet_l2g.untrusted.json_files import DAMAGE, read_json
 
 FEW_CASES = 6  # below, no two-sided Wilcoxon test can reach p < 0.05
 NOT_COMPARED = ("data_identifier", "architecture", "network_arch_class_name")  # the method's own business, or only a name

@@ -9,10 +9,10 @@ from nnunet_l2g.comparison.models import Model, nnunet_folder
 from nnunet_l2g.comparison.results import Method, read_plans
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import read_dataset_json
-from nnunet_l2g.file_names import check_plain_name
 from nnunet_l2g.lookup import find_trainer, quiet
-from nnunet_l2g.planned_network import check_network_classes
-from nnunet_l2g.preprocessed import read_voxels
+from nnunet_l2g.untrusted.names import check_plain_name
+from nnunet_l2g.untrusted.network_classes import check_network_classes
+from nnunet_l2g.untrusted.preprocessed import read_voxels
 
 
 def measure(models: list[Model], methods: list[Method], dataset: str, device: str) -> list[dict[str, float]]:

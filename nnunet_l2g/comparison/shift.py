@@ -18,8 +18,8 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cache import Cache
 from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
 from nnunet_l2g.evaluation.shifts import STRENGTHS, perturb
-from nnunet_l2g.json_files import DAMAGE, read_json
-from nnunet_l2g.whole_images import check_whole
+from nnunet_l2g.untrusted.images import check_whole
+from nnunet_l2g.untrusted.json_files import DAMAGE, read_json
 
 FOLDER = "shift"
 VERSION = 1  # of the perturbations

@@ -16,8 +16,8 @@ from nnunet_l2g.demo.nnunet import nnunet_command, shown_command
 from nnunet_l2g.demo.progress import TrainingProgress
 from nnunet_l2g.demo.runner import Child, run_child
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.file_names import check_plain_name
-from nnunet_l2g.json_files import DAMAGE, read_object
+from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
+from nnunet_l2g.untrusted.names import check_plain_name
 
 LOGS = "logs"
 SCRIPT = "nnUNetv2_train"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunet_l2g.demo.files import write_json, write_text
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.json_files import DAMAGE, read_object
+from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
 
 MARKER = ".nnunet_l2g_demo"
 STATE = "state.json"

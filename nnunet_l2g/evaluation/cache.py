@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from nnunet_l2g.demo.files import write_text
-from nnunet_l2g.json_files import read_object
+from nnunet_l2g.untrusted.json_files import read_object
 
 BLOCK = 1 << 20
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.file_names import is_plain_name
-from nnunet_l2g.json_files import DAMAGE, read_json
+from nnunet_l2g.untrusted.json_files import DAMAGE, read_json
+from nnunet_l2g.untrusted.names import is_plain_name
 
 LARGEST = (1 << 16) - 1  # label that nnU-Net writes
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import Labels
-from nnunet_l2g.whole_images import check_whole
+from nnunet_l2g.untrusted.images import check_whole
 
 TOLERANCE = 1e-3  # mm and direction cosines; writers round
 

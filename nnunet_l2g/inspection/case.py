@@ -13,7 +13,7 @@ from nnunet_l2g.evaluation.reading import unique_values
 from nnunet_l2g.inspection.geometry import geometry_difference
 from nnunet_l2g.inspection.model import Model
 from nnunet_l2g.lookup import quiet
-from nnunet_l2g.whole_images import check_whole
+from nnunet_l2g.untrusted.images import check_whole
 
 CHANNEL = re.compile(r"_\d{4}$")
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import Labels, read_dataset_json, read_labels
-from nnunet_l2g.json_files import DAMAGE, read_object
 from nnunet_l2g.lookup import explain, find_trainer, quiet
-from nnunet_l2g.planned_network import check_network_classes
-from nnunet_l2g.plans_files import check_plans
-from nnunet_l2g.training.safe_loading import load_safely
+from nnunet_l2g.untrusted.checkpoints import load_safely
+from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
+from nnunet_l2g.untrusted.network_classes import check_network_classes
+from nnunet_l2g.untrusted.plans import check_plans
 
 NEEDED = ("network_weights", "trainer_name", "init_args")
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from nnunet_l2g.demo.files import write_json, write_text
-from nnunet_l2g.file_names import is_plain_name
-from nnunet_l2g.json_files import read_json
 from nnunet_l2g.output_folder import marker_of, open_folder
+from nnunet_l2g.untrusted.json_files import read_json
+from nnunet_l2g.untrusted.names import is_plain_name
 
 SUMMARY = "summary.json"
 

@@ -73,17 +73,18 @@ class AutoencoderStage(Stage):
         loss.backward()
         average_gradients(self.module.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        if not torch.isfinite(norm):  # the same on all processes; run_stage stops before the weights are spoilt
-            return {"loss": float("nan"), "error": float(error)}
+        norm, loss, error, share = _read(norm, loss, error, share)
+        if not math.isfinite(norm):  # the same on all processes; run_stage stops before the weights are spoilt
+            return {"loss": float("nan"), "error": error}
         self.optimizer.step()
         self.scheduler.step()
         return self._numbers(loss, error, share)
 
     def validation_step(self, batch: dict) -> dict[str, float]:
-        return self._numbers(*self._loss(batch))
+        return self._numbers(*_read(*self._loss(batch)))
 
-    def _numbers(self, loss: torch.Tensor, error: torch.Tensor, share: torch.Tensor) -> dict[str, float]:
-        return {"loss": float(loss.detach()), "error": float(error)} if share > 0 else {}
+    def _numbers(self, loss: float, error: float, share: float) -> dict[str, float]:
+        return {"loss": loss, "error": error} if share > 0 else {}
 
     def _loss(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x = batch["data"].to(self.device, non_blocking=True)  # (B, C, *patch)
@@ -116,6 +117,11 @@ class AutoencoderStage(Stage):
     def load_state_dict(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.last_epoch = state["scheduler"]["last_epoch"]
+
+
+def _read(*values: torch.Tensor) -> list[float]:
+    """Tensors () as numbers, waiting for the device once."""
+    return torch.stack([value.detach().float() for value in values]).tolist()
 
 
 def warm_cosine(step: int, steps: int) -> float:

@@ -7,7 +7,7 @@ import pydoc
 from pathlib import Path
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.json_files import DAMAGE
+from nnunet_l2g.untrusted.json_files import DAMAGE
 
 
 def check_network_classes(configuration, path: Path) -> None:

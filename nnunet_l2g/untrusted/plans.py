@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.file_names import check_plain_name
+from nnunet_l2g.untrusted.names import check_plain_name
 
 LONGEST = 1 << 15  # voxels along an axis, the most that a NIfTI header can say
 
