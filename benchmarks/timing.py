@@ -1,17 +1,28 @@
-"""What the timing scripts share: the device, the time of one call, what the numbers were measured on, and the JSON file."""
+"""What the timing scripts share: the device, time and memory of a call, taking turns, what was measured on, the JSON file."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import shlex
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+
+MIB = 2**20
+
+
+def positive(text: str) -> int:
+    """An argparse type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1 on")
+    return int(text)
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,6 +47,76 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000
+
+
+def take_turns(
+    calls: dict[str, Callable[[], object]], device: torch.device, rounds: int, number: int = 1
+) -> dict[str, list[list[float]]]:
+    """Seconds of each call by name and round; `number` calls in a row, each round starting with another name."""
+    times: dict[str, list[list[float]]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append([seconds(calls[name], device) for _ in range(number)])
+    return times
+
+
+def ratios(name: str, times: dict[str, list[list[float]]], baseline: str) -> dict:
+    """Median seconds, and the ratio to the baseline: median and range over rounds of the ratio of a round's medians."""
+    medians = {key: [statistics.median(calls) for calls in times[key]] for key in (name, baseline)}
+    found = [ours / theirs for ours, theirs in zip(medians[name], medians[baseline], strict=True)]
+    return {
+        "median_seconds": round(statistics.median(call for calls in times[name] for call in calls), 6),
+        "round_medians_seconds": [round(median, 6) for median in medians[name]],
+        "ratio_to_vanilla": round(statistics.median(found), 4),
+        "ratio_range": [round(min(found), 4), round(max(found), 4)],
+    }
+
+
+class _Kept:
+    """A tensor kept for the backward, counted while it is."""
+
+    def __init__(self, counter: SavedBytes, tensor: torch.Tensor):
+        self.counter, self.tensor, self.key = counter, tensor, tensor.untyped_storage().data_ptr()
+        counter.change(self.key, tensor.untyped_storage().nbytes(), 1)
+
+    def __del__(self):
+        self.counter.change(self.key, self.tensor.untyped_storage().nbytes(), -1)
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts what a backward keeps at most: bytes of distinct storages at one time, `known` ones (parameters) left out.
+
+    The memory of a step on a machine that cannot tell its peak; without what operations need while they run.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor] = ()):
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.users: dict[int, int] = {}
+        self.now = self.peak = 0
+        super().__init__(lambda tensor: _Kept(self, tensor.detach()), lambda kept: kept.tensor)
+
+    def change(self, key: int, size: int, by: int) -> None:
+        before = self.users.get(key, 0)
+        self.users[key] = before + by
+        if key not in self.known and (before == 0 or before + by == 0):
+            self.now += by * size
+            self.peak = max(self.peak, self.now)
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device, known: Iterable[torch.Tensor] = ()) -> int:
+    """Of one call, after others: on CUDA torch's peak of allocated bytes, on the CPU what its backward keeps."""
+    if device.type != "cuda":
+        saved = SavedBytes(known)
+        with saved:
+            call()
+        return saved.peak
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
 
 
 def conditions(device: torch.device) -> dict:

@@ -90,7 +90,28 @@ def test_the_loss_is_the_equation_and_the_twin_has_no_mask():
     alignment.mask = False
     torch.testing.assert_close(alignment.loss(target, target), 0.25 * ((score - 1) ** 2).mean())
     alignment.weight = 0.0
-    assert alignment.loss(target, target) is None
+    assert alignment.loss(target, target) == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("domain", ["source", "target"])
+def test_features_that_are_no_numbers_are_told_and_never_reach_the_discriminator(value, weight, domain):
+    """Under AMP nothing else would stop them: the discriminator has no gradient scaler."""
+    alignment, source, target = trained(1.5, 5), features(0.0), features(1.5)
+    alignment.weight = weight
+    before = {key: tensor.clone() for key, tensor in alignment.discriminator.state_dict().items()}
+    (source if domain == "source" else target)[0, 0, 0, 0] = value
+    loss = alignment.loss(source, target)
+    assert domain == "source" or not torch.isfinite(loss)
+    alignment.step()
+    after = alignment.discriminator.state_dict()
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    for key in ("mean", "square", "batches"):
+        assert torch.equal(after[key], before[key])
+    alignment.loss(features(0.0), features(1.5))
+    alignment.step()
+    assert not torch.equal(alignment.discriminator.mean, before["mean"])
 
 
 def test_the_alignment_closes_a_shift_of_the_features():

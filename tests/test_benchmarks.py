@@ -1,4 +1,4 @@
-"""The benchmark scripts: results_table's numbers on handmade results, and that step_time runs."""
+"""The benchmark scripts: results_table on handmade results, and that residual_cost counts (more in test_performance)."""
 
 import json
 import math
@@ -139,20 +139,6 @@ def test_a_trainer_that_was_not_trained_and_other_cases_are_refused(results):
     write_fold(results, "nnUNetTrainer_4epochs", {"a": CASES["a"]})
     child, _ = table(results, trainers=[VANILLA, "nnUNetTrainer_4epochs"], fails=True)
     assert "b, c" in child.stderr and "splits_final.json" in child.stderr
-
-
-@pytest.mark.slow
-def test_step_time_measures_every_network(tmp_path):
-    output = tmp_path / "step.json"
-    arguments = ("--plan", "tiny", "--device", "cpu", "--threads", 1, "--rounds", 1, "--steps", 1, "--warmup", 1)
-    child = script("step_time.py", *arguments, "-o", output, cwd=tmp_path)
-    result = json.loads(output.read_text())
-    vanilla, *ours = result["networks"].values()
-    assert len(ours) == 4 and vanilla["ratio_to_vanilla"] == 1 and result["tokens"] == 96
-    assert all(network["median_seconds"] > 0 and network["peak_memory_mib"] is None for network in ours)
-    assert all(network["parameters"] > vanilla["parameters"] for network in ours)
-    assert "nnUNetTrainerL2GNetSoftmax" in child.stdout
-    assert list(tmp_path.iterdir()) == [output]  # nnU-Net's logs went to a temporary folder
 
 
 def test_residual_cost_counts_and_times_both_ways(tmp_path):

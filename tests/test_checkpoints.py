@@ -1,5 +1,7 @@
 """Atomic writes, and old checkpoints out of a new run's way."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,37 @@ def test_spoilt_tensors_are_named_wherever_they_are(value):
     spoilt = {**good, "optimizer_state": {"state": {0: {"momentum_buffer": torch.tensor([1.0, value])}}}}
     with pytest.raises(FloatingPointError, match=r"optimizer_state\.state\.0\.momentum_buffer: no checkpoint"):
         check_finite(spoilt)
+
+
+def test_a_mask_of_infinity_may_stay_one_and_never_become_nan():
+    mask = {"network_weights": {"mask": torch.tensor([0.0, -torch.inf])}}
+    check_finite(mask, ["network_weights.mask"])
+    with pytest.raises(FloatingPointError, match="mask"):
+        check_finite(mask)
+    mask["network_weights"]["mask"][0] = torch.nan
+    with pytest.raises(FloatingPointError, match="mask"):
+        check_finite(mask, ["network_weights.mask"])
+
+
+def test_a_folder_that_cannot_be_flushed_has_its_file_all_the_same(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuses_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuses_folders)
+    write_atomically(lambda name: Path(name).write_text("new"), str(tmp_path / "x.pth"))
+    assert (tmp_path / "x.pth").read_text() == "new"
+
+
+def test_what_a_kill_left_half_written_is_never_taken_for_what_was_just_written(tmp_path):
+    target = tmp_path / "checkpoint_best.pth"
+    target.write_text("good")
+    (tmp_path / "checkpoint_best.pth.partial").write_text("ha")
+    write_atomically(lambda name: None, str(target))
+    assert target.read_text() == "good" and list(tmp_path.iterdir()) == [target]
 
 
 def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path):

@@ -1,5 +1,6 @@
 """However a training ends, its workers end with it, and what was saved stays: signals, a full disk, a read-only folder."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,7 +9,8 @@ import time
 
 import pytest
 import torch
-from planned import PLAIN
+from planned import ADAPTED, PLAIN
+from small_trainers import make
 
 from nnunet_l2g.training.ending import ending_cleanly
 
@@ -99,14 +101,56 @@ def test_a_read_only_results_folder_is_refused_before_anything_is_computed(plann
     assert f"Read-only file system: '{results}" in output.splitlines()[-1] and "Epoch" not in output
 
 
+def test_a_training_that_fails_ends_its_loaders_at_once(adapted_folders, tmp_path, monkeypatch):
+    """While the error is still held, as a notebook does: nothing is left to a destructor."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    before = set(multiprocessing.active_children())
+    trainer = make(adapted_folders, "GLUANoTranslation", ADAPTED, tmp_path / "results")
+    seen = []
+
+    def fails(batch):
+        seen.extend(set(multiprocessing.active_children()) - before)
+        raise ValueError("no step")
+
+    monkeypatch.setattr(trainer, "train_step", fails)
+    with pytest.raises(ValueError, match="no step") as error:
+        trainer.run_training()
+    assert len(seen) >= 3 and not set(multiprocessing.active_children()) - before, error
+
+
+def test_children_that_were_started_but_never_handed_over_are_ended_too():
+    """Loaders that were still being made when SIGTERM came."""
+    children = []
+    with pytest.raises(SystemExit), ending_cleanly(lambda: None):
+        children.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,), daemon=True))
+        children[0].start()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert not children[0].is_alive()
+
+
+@linux
+def test_a_workers_own_children_and_terminate_are_as_usual():
+    def work(connection):
+        connection.send(subprocess.run(["true"], preexec_fn=lambda: None).returncode)
+        connection.send(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+
+    ours, theirs = multiprocessing.Pipe()
+    with ending_cleanly(lambda: None):
+        child = multiprocessing.get_context("fork").Process(target=work, args=(theirs,))
+        child.start()
+        assert (ours.recv(), ours.recv()) == (0, True)
+        child.join(10)
+
+
 def test_handlers_of_others_and_of_before_are_left_alone():
     mine = lambda *_: None  # noqa: E731
     before = signal.signal(signal.SIGTERM, mine)
     try:
-        with ending_cleanly():
+        with ending_cleanly(lambda: None):
             assert signal.getsignal(signal.SIGTERM) is mine
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with ending_cleanly(), pytest.raises(SystemExit, match="143"):
+        with pytest.raises(SystemExit, match="143"), ending_cleanly(lambda: None):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

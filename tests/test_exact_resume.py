@@ -76,7 +76,7 @@ def test_interrupted_and_continued_equals_uninterrupted(adapted_folders, tmp_pat
     with pytest.raises(Interrupted):
         first.run_training()
     # another process would start with other random numbers
-    torch.manual_seed(1), np.random.seed(1)
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
     second = make(adapted_folders, name, plans, tmp_path / "parts", continues=True)
     latest = tmp_path / "parts" / "checkpoint_latest.pth"
     assert latest.exists() == (moment == "segmenter")

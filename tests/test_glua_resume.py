@@ -88,9 +88,12 @@ def test_a_stripped_checkpoint_validates_but_does_not_continue(adapted_folders):
 def test_disabled_checkpoints_write_nothing(adapted_folders):
     trainer = make(adapted_folders, "GLUANoTranslation")
     trainer.disable_checkpointing = True
+    left = Path(trainer.output_folder, "checkpoint_best.pth.partial")  # by a run that was killed
+    left.write_text("half")
     trainer.on_train_start()
-    trainer.save_checkpoint(trainer.output_folder + "/checkpoint_latest.pth")
-    assert not list(Path(trainer.output_folder).glob("*.pth*"))
+    for name in ("latest", "best"):
+        trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_{name}.pth")
+    assert list(Path(trainer.output_folder).glob("*.pth*")) == [left] and left.read_text() == "half"
 
 
 def test_vanilla_weights_load_through_nnunets_pretrained_weights(adapted_folders):

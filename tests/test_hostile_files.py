@@ -194,14 +194,19 @@ def hub(folder: Path, marker: Path) -> dict:
     return plans
 
 
-def test_plans_that_name_a_command_or_a_script_as_network(copied, tmp_path, capsys, marker):
+def test_plans_that_name_a_command_or_a_script_as_network(copied, tmp_path, capsys, marker, monkeypatch):
     model_folder, image, _ = copied
     path = model_folder / "plans.json"
     command = f"{sys.executable} -c \"open('{marker}', 'w')\""
     subprocess.run(command, shell=True, check=True)
     assert marker.is_file()  # the payload works
     marker.unlink()
-    for plans, word in ((call(command), "os.system"), (hub(tmp_path, marker), "torch.hub.load")):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil_module.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    module = make_plans()
+    module["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "evil_module.Net"
+    named = ((call(command), "os.system"), (hub(tmp_path, marker), "torch.hub.load"), (module, "evil_module.Net"))
+    for plans, word in named:
         path.write_text(json.dumps(plans))
         one_error(capsys, inspect(model_folder, image, tmp_path / "out"), path, word, "torch.nn.Module")
         entry = Model("any", "nnUNetTrainer", "tinyPlans", "3d_fullres", model_folder)

@@ -73,6 +73,22 @@ def test_in_a_stage_too(adapted_folders, tmp_path, name, value):
     assert all(torch.isfinite(value).all() for value in checkpoint["module"].values())
 
 
+@pytest.mark.parametrize("start_of_alignment", [0.0, 0.9], ids=["while aligned", "before"])
+def test_a_voxel_of_the_unlabelled_target_too(adapted_folders, tmp_path, start_of_alignment):
+    """Before the alignment begins, no loss depends on it: it would reach the discriminator unseen."""
+    trainer = make(adapted_folders, "GLUANoTranslation", ADAPTED, tmp_path / "results")
+    trainer.alignment_start = start_of_alignment
+    start(trainer)
+    trainer.on_train_epoch_start()
+    assert trainer.raw_network.align == (start_of_alignment == 0)
+    batch = a_batch(trainer) | {"unlabelled_keys": ["target7"]}
+    batch["unlabelled"][1, 0, 3, 3] = math.nan
+    with pytest.raises(FloatingPointError, match=r"the training loss is nan.*cases \['case0', 'case1', 'target7'\]"):
+        trainer.train_step(batch)
+    state = trainer.alignment_of_features.discriminator.state_dict()
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
 @pytest.mark.parametrize("value", [0.0, 7.0])
 @pytest.mark.parametrize("name", METHODS)
 def test_constant_images_train(adapted_folders, tmp_path, name, value):

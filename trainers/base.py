@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -19,8 +17,9 @@ from nnunet_l2g.training.checkpoints import check_finite, remove_partial, set_pr
 from nnunet_l2g.training.ending import ending_cleanly
 from nnunet_l2g.training.figure import draw_diagnostics
 from nnunet_l2g.training.learning_rate import ScaledPolyLRScheduler
+from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.random_state import get_random_state, set_random_state
-from nnunet_l2g.training.stages import Stage, run_stage
+from nnunet_l2g.training.stages import Stage, cases_of, run_stage
 
 EXTRA_KEY = "nnunet_l2g"  # in nnU-Net's checkpoints, beside its own keys
 RANDOM_KEY = "random_state"  # there, beside extra_state()
@@ -139,12 +138,8 @@ class PluginTrainer(nnUNetTrainer):
 
     def run_training(self):
         """nnU-Net's. If it fails, the loaders' workers are ended at once: left to the interpreter's end, they may hang it."""
-        with ending_cleanly():
-            try:
-                super().run_training()
-            except BaseException:
-                self._finish_loaders()
-                raise
+        with ending_cleanly(self._finish_loaders):
+            super().run_training()
 
     def _finish_loaders(self) -> None:
         for loader in (self.dataloader_train, self.dataloader_val):
@@ -175,7 +170,7 @@ class PluginTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict) -> dict:
         """nnU-Net's, which stops when a number is none; weights that it spoilt in memory reach no checkpoint (check_finite)."""
-        cases = list(batch.get("keys", []))
+        cases = cases_of(batch)
         try:
             result = super().train_step(batch)
         except FloatingPointError as error:
@@ -210,7 +205,8 @@ class PluginTrainer(nnUNetTrainer):
         super().on_epoch_end()
         if self.local_rank == 0 and self.diagnostic_keys:
             filename = f"{self.output_folder}/{self.figure_name}"
-            draw_diagnostics(self.logger.local_logger.my_fantastic_logging, self.diagnostic_keys, filename)
+            with not_worth_a_training(self.print_to_log_file):
+                draw_diagnostics(self.logger.local_logger.my_fantastic_logging, self.diagnostic_keys, filename)
 
     @property
     def diagnostic_keys(self) -> list[str]:
@@ -226,20 +222,22 @@ class PluginTrainer(nnUNetTrainer):
         return {}
 
     def load_extra_state(self, state: dict) -> None:
-        """The inverse, after nnU-Net has loaded its part; not called if the checkpoint has none."""
+        """The inverse, after nnU-Net has loaded its part; not called if the checkpoint has none. Tensors are on the CPU."""
 
     def save_checkpoint(self, filename: str) -> None:
         self.raw_network.plain_weights_only = False
-        if self.local_rank == 0:  # nnU-Net calls it on every rank: another one must not touch the file being written
+        if self.disable_checkpointing:
+            super().save_checkpoint(filename)  # says so
+        elif self.local_rank == 0:  # nnU-Net calls it on every rank: another one must not touch the file being written
             write_atomically(self._write_checkpoint, filename)
 
     def _write_checkpoint(self, filename: str) -> None:
         super().save_checkpoint(filename)
-        if not os.path.exists(filename):  # --disable_checkpointing
-            return
         checkpoint = torch.load(filename, map_location="cpu", weights_only=False)  # our own, written this moment
         checkpoint[EXTRA_KEY] = {**self.extra_state(), RANDOM_KEY: get_random_state(self.device)}
-        check_finite({key: checkpoint[key] for key in ("network_weights", "optimizer_state", EXTRA_KEY)})
+        # a user's network may have a mask of -Inf among its buffers
+        buffers = [f"network_weights.{name}" for name, _ in self.raw_network.named_buffers()]
+        check_finite({key: checkpoint[key] for key in ("network_weights", "optimizer_state", EXTRA_KEY)}, buffers)
         torch.save(checkpoint, filename)
 
     def load_checkpoint(self, filename_or_checkpoint) -> None:

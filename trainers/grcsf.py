@@ -14,6 +14,7 @@ from nnunet_l2g.inspection.patch import has_foreground, labelled_patch
 from nnunet_l2g.trainers.base import PluginTrainer
 from nnunet_l2g.training.autoencoder_stage import AutoencoderStage
 from nnunet_l2g.training.focal import use_focal_loss
+from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.stages import Stage
 
 
@@ -114,7 +115,8 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         kind = "training" if self.fold == "all" else "validation"
         caption = f"{self.plans_manager.dataset_name}, {kind} case {self._pictured.case}, {when}"
         filename = f"{self.output_folder}/compensation.png"
-        draw_compensation(self._pictured.image, self._pictured.reference, prediction, explained, labels, caption, filename)
+        with not_worth_a_training(self.print_to_log_file):
+            draw_compensation(self._pictured.image, self._pictured.reference, prediction, explained, labels, caption, filename)
 
     def _region_names(self) -> list[str]:
         return [k for k, v in self.dataset_json["labels"].items() if k != "ignore" and v != 0]

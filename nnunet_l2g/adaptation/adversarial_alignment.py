@@ -46,10 +46,10 @@ class AdversarialAlignment:
         self._sums = {}
 
     def loss(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
-        """L_align of features (B, C, *spatial), float32; None while the weight is 0. Remembers both for `step`."""
+        """L_align of features (B, C, *spatial), float32, (); NaN if they are not finite. Remembers both for `step`."""
         self._features = (source.detach(), target.detach())
         if not self.weight:
-            return None
+            return 0 * target.detach().float().sum()  # a target image with NaN is found while it does not matter yet, too
         score = self.discriminator(target)  # (B, 1, *spatial); D is frozen here
         error = (score - 1).square()
         return self.weight * (local_feature_mask(score) * error if self.mask else error).mean()
@@ -68,10 +68,12 @@ class AdversarialAlignment:
         self._features = None
         discriminator = self.discriminator.requires_grad_(True)
         discriminator.observe(source, target)
+        finite = torch.isfinite(source).all() & torch.isfinite(target).all()
+        source, target = (torch.where(finite, f, torch.zeros_like(f)) for f in (source, target))
         of_source, of_target = discriminator(source), discriminator(target)
         counts = torch.ones(len(source), device=source.device) if translated is None else translated.float()
         error = (of_source - 1).square().flatten(1).mean(1)  # (B,)
-        loss = (error * counts).sum() / counts.sum().clamp_min(1) + of_target.square().mean()
+        loss = ((error * counts).sum() / counts.sum().clamp_min(1) + of_target.square().mean()) * finite
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(discriminator.parameters())

@@ -52,7 +52,7 @@ def target_stream(
 
 
 class WithUnlabelled:
-    """Iterator: each batch of `labelled` with `unlabelled`, the images of the next batch of `target`."""
+    """Iterator: each batch of `labelled` with `unlabelled`, the images of the next batch of `target`, and their names."""
 
     def __init__(self, labelled: Iterator[dict], target: Iterator[dict]):
         self.labelled, self.target = labelled, target
@@ -61,7 +61,8 @@ class WithUnlabelled:
         return self
 
     def __next__(self) -> dict:
-        return {**next(self.labelled), "unlabelled": next(self.target)["data"]}
+        target = next(self.target)
+        return {**next(self.labelled), "unlabelled": target["data"], "unlabelled_keys": target["keys"]}
 
     def finish(self) -> None:
         """Ends the worker processes."""

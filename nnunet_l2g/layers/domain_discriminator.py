@@ -66,11 +66,15 @@ class DomainDiscriminator(nn.Module):
 
     @torch.no_grad()
     def observe(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Takes the features of both domains, (B, C, *spatial) each, into the running moments: half the weight each."""
+        """Takes the features of both domains, (B, C, *spatial) each, into the running moments: half the weight each.
+
+        Nothing happens if one is not finite: under AMP a target image may overflow, and no gradient scaler looks at it.
+        """
         moments = [torch.stack([f.transpose(0, 1).float().flatten(1).pow(p).mean(1) for p in (1, 2)])
                    for f in (source, target)]  # fmt: skip
         mean, square = sum_over_ranks(sum(moments) / 2) / world_size()  # (C,) each
-        self.batches += 1
-        share = torch.clamp(1 / self.batches, min=self.momentum)  # no host synchronisation
-        self.mean.lerp_(mean, share)
-        self.square.lerp_(square, share)
+        finite = (torch.isfinite(mean) & torch.isfinite(square)).all()  # no host synchronisation
+        self.batches += finite
+        share = torch.clamp(1 / self.batches, min=self.momentum, max=1.0) * finite
+        self.mean.lerp_(torch.where(finite, mean, self.mean), share)
+        self.square.lerp_(torch.where(finite, square, self.square), share)

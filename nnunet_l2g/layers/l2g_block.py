@@ -95,7 +95,7 @@ class L2GBlock(nn.Module):
                 f"the feature map has spatial shape {tuple(z.shape[2:])}, a single voxel: there is nothing to relate. "
                 "Use a larger patch, or plans with fewer stages."
             )
-        if self.training and z.device.type == "cpu" and not _is_compiling() and not bool(torch.isfinite(z).all()):
+        if self.training and z.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(z).all()):
             raise FloatingPointError("the feature map has NaN or Inf values")
         with full_precision(z.device.type):
             h = self.project_in(z.float().flatten(2).transpose(1, 2))  # (B, N, d)
@@ -157,7 +157,3 @@ class L2GBlock(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._steps = None
-
-
-# torch.compiler.is_compiling came with torch 2.3, nnU-Net allows 2.1.2
-_is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling

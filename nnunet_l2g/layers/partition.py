@@ -42,7 +42,9 @@ def make_partition(order: torch.Tensor, sets: int) -> Partition:
     visible = _rows(is_visible, -(-tokens // sets))
     masked = _rows(~is_visible, tokens - tokens // sets)
     position = (~is_visible).long().cumsum(1) - 1 + torch.arange(sets, device=device)[:, None] * masked.shape[1]  # (S, N)
-    inverse = position.T[~is_visible.T].reshape(tokens, sets - 1)
+    # sorted, as a boolean index would wait for the GPU
+    hidden = is_visible.T.long().argsort(dim=1, stable=True)[:, : sets - 1]  # (N, S - 1)
+    inverse = position.T.gather(1, hidden)
     return Partition(visible, masked, inverse)
 
 

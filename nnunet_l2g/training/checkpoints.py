@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def write_atomically(write: Callable[[str], None], filename: str) -> None:
         If the disk does not take the file: full, over a quota, read-only, gone.
     """
     partial = filename + PARTIAL
+    _remove(partial)  # of a run that was killed
     try:
         write(partial)
         if not os.path.exists(partial):
@@ -44,8 +46,8 @@ def write_atomically(write: Callable[[str], None], filename: str) -> None:
 
 
 def _flush_folder(folder: str) -> None:
-    """The new name itself, which on some file systems a power cut could undo; Windows cannot open folders."""
-    if os.name == "posix":
+    """The new name itself, which a power cut could undo. Windows and some network file systems cannot: the file is in place."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder or ".", os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -60,20 +62,28 @@ def _is_failed_write(error: RuntimeError) -> bool:
 
 
 def _cannot_write(filename: str, error: Exception) -> str:
-    folder, reason = os.path.dirname(filename) or ".", str(error).splitlines()[0]
+    folder, reason = os.path.dirname(filename) or ".", next(iter(str(error).splitlines()), type(error).__name__)
     free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free" if os.path.isdir(folder) else "the folder is gone"
     before = "The checkpoint of that name from before is intact" if os.path.exists(filename) else "There was none before"
     return f"{filename} could not be written: {reason} ({free}). {before}. Make room there, then continue with --c."
 
 
 def _remove(partial: str) -> None:
-    if os.path.exists(partial):  # a read-only file system refuses even to remove nothing
-        Path(partial).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a disk that has become read-only: what it did to the checkpoint is the error to tell
+        os.remove(partial)
 
 
-def check_finite(state: Mapping) -> None:
-    """FloatingPointError naming the tensors of a nested state that hold NaN or Inf: such a checkpoint must not replace one."""
-    spoilt = [name for name, tensor in _tensors(state) if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+def check_finite(state: Mapping, may_be_infinite: Collection[str] = ()) -> None:
+    """FloatingPointError naming the tensors of a nested state that hold NaN or Inf: such a checkpoint must not replace one.
+
+    may_be_infinite : names, joined by dots, that may hold Inf, but no NaN
+    """
+    spoilt = [
+        name
+        for name, tensor in _tensors(state)
+        if tensor.is_floating_point()
+        and not (~torch.isnan(tensor) if name in may_be_infinite else torch.isfinite(tensor)).all()
+    ]
     if spoilt:
         names = ", ".join(spoilt[:5]) + (f" and {len(spoilt) - 5} more" if len(spoilt) > 5 else "")
         raise FloatingPointError(

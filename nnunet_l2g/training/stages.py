@@ -16,6 +16,7 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.layers.distributed import mean_over_ranks, world_size
 from nnunet_l2g.training.checkpoints import check_finite, write_atomically
 from nnunet_l2g.training.figure import draw_diagnostics
+from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.random_state import get_random_state, set_random_state
 
 FROM_BEFORE = "Training stops; the stage's checkpoint is from before. Look for NaN or Inf in the images, and continue with --c."
@@ -153,9 +154,10 @@ def run_stage(
         if rank:
             continue
         stage.end_epoch(epoch, values, log)
-        draw_diagnostics(history, list(history), f"{folder}/progress_{stage.name}.png")
         if save and ((epoch + 1) % save_every == 0 or epoch + 1 == stage.epochs):
             _save(file, stage, network, owner, epoch + 1, history, extra_state())
+        with not_worth_a_training(log):
+            draw_diagnostics(history, list(history), f"{folder}/progress_{stage.name}.png")
     stage.end()
 
 
@@ -196,10 +198,15 @@ def _epoch(stage: Stage, epoch: int, training, validation, log, rank: int) -> di
 def _finite_step(stage: Stage, epoch: int, batch: dict, log) -> dict[str, float]:
     step = stage.train_step(batch)
     if not all(np.isfinite(value) for value in step.values()):
-        message = f"stage {stage.name}: {step} in epoch {epoch + 1} (cases {list(batch.get('keys', []))}). {FROM_BEFORE}"
+        message = f"stage {stage.name}: {step} in epoch {epoch + 1} (cases {cases_of(batch)}). {FROM_BEFORE}"
         log(message)
         raise FloatingPointError(message)
     return step
+
+
+def cases_of(batch: dict) -> list[str]:
+    """Names of the cases in a batch of nnU-Net's loader, those of the unlabelled target too."""
+    return [*batch.get("keys", []), *batch.get("unlabelled_keys", [])]
 
 
 def _means(stage: Stage, epoch: int, part: str, steps: list[dict[str, float]], log) -> dict[str, float]:

@@ -9,6 +9,7 @@ import torch
 
 from nnunet_l2g.layers.distributed import average_gradients, from_rank_0, world_size
 from nnunet_l2g.training.autoencoder_stage import bfloat16_where_possible
+from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.stages import Stage
 from nnunet_l2g.translation.alignment import shift_of
 from nnunet_l2g.translation.losses import WEIGHTS, aims_of_head, discriminator_loss, generate, generator_losses
@@ -189,7 +190,8 @@ class TranslationStage(Stage):
         if self.draw is not None and self.pictured is not None and (last or (epoch + 1) % self.draw_every == 0):
             source, target = (to_slices(x.to(self.device)) for x in self.pictured)
             caption = f"epoch {epoch + 1} of {self.epochs}, mean shift {values['validation_shift']:.2f} pixels"
-            draw_translation(self.module, source, target, caption, f"{self.draw}/translation.png")
+            with not_worth_a_training(log):
+                draw_translation(self.module, source, target, caption, f"{self.draw}/translation.png")
         if last and values["validation_shift"] > MOVED:
             log(
                 f"WARNING: the translation moves edges by {values['validation_shift']:.1f} pixels on validation images: labels "

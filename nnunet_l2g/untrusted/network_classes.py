@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+import sys
 from pathlib import Path
 
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.untrusted.json_files import DAMAGE
+
+KNOWN = ("torch.nn.", "dynamic_network_architectures.", "nnunetv2.", "nnunet_l2g.")  # whose modules may be imported for a name
 
 
 def check_network_classes(configuration, path: Path) -> None:
@@ -30,25 +33,28 @@ def check_network_classes(configuration, path: Path) -> None:
             continue
         if not (isinstance(name, str) and _is_module(_located(name))):
             raise UserError(
-                f"{path}: {key} is {str(name)[:80]!r}; expected the dotted name of an installed class of torch.nn.Module: "
-                "take the plans.json that nnU-Net wrote"
+                f"{path}: {key} is {str(name)[:80]!r}; expected the dotted name of a torch.nn.Module in one of {KNOWN}, "
+                "or in a module that is imported already: take the plans.json that nnU-Net wrote"
             )
 
 
 def _located(name: str) -> object:
-    """What nnU-Net finds under a name; None if nothing."""
+    """What nnU-Net finds under a name; None if nothing. Finding imports modules, so those of others are not even looked for."""
     import dynamic_network_architectures
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
+    if not name.startswith(KNOWN):
+        module, _, attribute = name.rpartition(".")
+        return getattr(sys.modules.get(module), attribute, None)  # a user's own, if it is there already
     try:
         found = pydoc.locate(name)
-        if found is None:  # classes have moved within their package, and nnU-Net looks for them there
-            folder = Path(dynamic_network_architectures.__path__[0], "architectures")
-            package = "dynamic_network_architectures.architectures"
-            found = recursive_find_python_class(str(folder), name.split(".")[-1], package)
-        return found
-    except Exception:  # a module that cannot be imported
+    except pydoc.ErrorDuringImport:
         return None
+    if found is None:  # classes have moved within their package, and nnU-Net looks for them there
+        folder = Path(dynamic_network_architectures.__path__[0], "architectures")
+        package = "dynamic_network_architectures.architectures"
+        found = recursive_find_python_class(str(folder), name.split(".")[-1], package)
+    return found
 
 
 def _is_module(found: object) -> bool:
