@@ -21,8 +21,8 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
 PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13")
-# setup.cfg's ends: nnUNet_extTrainer exists from nnU-Net 2.8.0 on, checkpoints without unpickling from torch 2.5 on
-OLDEST = ("nnunetv2==2.8.0", "torch==2.5.0")
+# setup.cfg's ends: nnUNet_extTrainer exists from nnU-Net 2.8.0 on, checkpoints without unpickling from torch 2.6 on
+OLDEST = ("nnunetv2==2.8.0", "torch==2.6.0")
 ASKED = ("nnunetv2", "torch", "numpy", "dynamic-network-architectures")
 VERSIONS = f"import importlib.metadata as m, json; print(json.dumps({{name: m.version(name) for name in {ASKED}}}))"
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nnunet_l2g.layers import global_compensation
 from nnunet_l2g.layers.cross_attention import CrossAttention
 from nnunet_l2g.layers.global_compensation import GlobalCompensationUnit, SqueezeExcitation
 from nnunet_l2g.layers.patches import patchify, sincos_positions, unpatchify
@@ -198,3 +199,28 @@ def test_a_level_that_tokens_do_not_fit_is_refused():
         RegionCompensationUnit(4, 6, 3, (4, 4), (8, 8))
     with pytest.raises(ValueError, match="heads is 3, expected a divisor of dim, 16"):
         make_unit(heads=3)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gcu_keeps_its_inputs_alone_and_has_the_gradients_of_the_plain_way(dims):
+    """Values and gradients with and without recomputation; what is kept of the feature maps is features, once, and the gap."""
+    unit = GlobalCompensationUnit(4, 6, dims).train()
+    nn.init.constant_(unit.gamma, 0.7)
+    f, below = features(dims)
+    results, kept = [], []
+    for recompute in (True, False):
+        unit.zero_grad()
+        x, y = f.clone().requires_grad_(), below.clone().requires_grad_()
+        sizes = []
+        plain = pytest.MonkeyPatch()
+        if not recompute:
+            plain.setattr(global_compensation, "checkpoint", lambda function, *args, **_: function(*args))
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            out, gap, loss = unit(x, y)
+        (out.square().sum() + gap.sum() + loss).backward()
+        plain.undo()
+        results.append((out, gap, loss, x.grad, y.grad, *(p.grad for p in unit.parameters())))
+        kept.append(sum(sizes))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    assert kept[0] < 0.4 * kept[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class SqueezeExcitation(nn.Module):
@@ -59,11 +60,17 @@ class GlobalCompensationUnit(nn.Module):
 
     def forward(self, features: torch.Tensor, below: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         matched = self.match(below)  # (B, C_l, *spatial below)
+        # Kept for the backward: the two inputs. Full-size products and float32 copies of them would be half a network's memory.
+        gap, loss = checkpoint(self._compare, features, matched, use_reentrant=False, preserve_rng_state=False)
+        return features * (1 + self.gamma * gap).to(features.dtype), gap, loss
+
+    def _compare(self, features: torch.Tensor, matched: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """m (B, 1, *spatial) and L () of features (B, C_l, *spatial) and the matched level below (B, C_l, *spatial below)."""
         linear = "bilinear" if features.dim() == 4 else "trilinear"
         restored = F.interpolate(matched, features.shape[2:], mode=linear, align_corners=False)  # (B, C_l, *spatial)
         gap = 1 - _cosine(self.excitation(features), self.excitation(restored))  # (B, 1, *spatial)
         loss = self.weight * (1 - _cosine(features.detach(), restored)).mean() if self.training else None
-        return features * (1 + self.gamma * gap).to(features.dtype), gap, loss
+        return gap, loss
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
