@@ -72,7 +72,7 @@ def place() -> str:
     """The innermost line of ours or of nnU-Net's on the stack, and its text."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and "benchmarks" not in path.parts:
+        if is_ours(path):
             return f"{path.relative_to(ROOT)}:{frame.lineno}: {frame.line}"
         if "nnunetv2" in path.parts:
             return f"{'/'.join(path.parts[path.parts.index('nnunetv2') :])}:{frame.lineno}: {frame.line}"
@@ -83,7 +83,12 @@ def asked_by_ours() -> bool:
     """Whether a line of ours calls, not torch on its behalf (the optimiser moves dozens of tensors to where they are)."""
     outside = (frame.filename for frame in reversed(traceback.extract_stack()) if frame.filename != __file__)
     caller = Path(next(name for name in outside if not name.endswith("torch/overrides.py")))
-    return caller.is_relative_to(ROOT) and "benchmarks" not in caller.parts
+    return is_ours(caller)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is the project's; an environment may lie in its folder."""
+    return path.is_relative_to(ROOT) and not {"benchmarks", "site-packages"} & set(path.parts)
 
 
 def kind_of(key: str) -> str:

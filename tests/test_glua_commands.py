@@ -60,7 +60,7 @@ def test_killed_in_the_second_stage_it_continues_there(pair, logs):
         assert (fold / name).stat().st_size > 1000
     assert not list(fold.glob("*.partial*"))
     checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
-    assert set(checkpoint["nnunet_l2g"]) == {"translator", "alignment"}
+    assert set(checkpoint["nnunet_l2g"]) == {"translator", "alignment", "random_state"}
 
 
 def test_target_images_are_predicted_by_the_model_folder_alone(pair, logs, tmp_path):
