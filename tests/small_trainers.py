@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 from glua_trainers import small
 from planned import PLAIN
 from test_grcsf_trainer import SMALL
@@ -31,3 +32,12 @@ def make(folders, name, plans, results, continues=False):
     trainer.num_val_iterations_per_epoch = 1
     trainer.logger.plot_progress_png = lambda *_: None  # nnU-Net's, half of the time
     return trainer
+
+
+def flatten(state, prefix=""):
+    """The leaves of a nested state as arrays, by their path."""
+    if isinstance(state, dict):
+        return {k: v for key, value in state.items() for k, v in flatten(value, f"{prefix}.{key}").items()}
+    if isinstance(state, (list, tuple)):
+        return flatten(dict(enumerate(state)), prefix)
+    return {prefix: np.asarray(state)}

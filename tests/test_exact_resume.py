@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from planned import ADAPTED
-from small_trainers import make
+from small_trainers import flatten, make
 from test_trainers import CPU
 
 from nnunet_l2g.training.random_state import get_random_state, set_random_state
@@ -97,14 +97,6 @@ def final_state(folder: Path) -> dict[str, np.ndarray]:
         del content["logging"][key]
     del content["init_args"]
     return {k: v for k, v in flatten(content).items() if v.dtype.kind in "biuf"}
-
-
-def flatten(state, prefix=""):
-    if isinstance(state, dict):
-        return {k: v for key, value in state.items() for k, v in flatten(value, f"{prefix}.{key}").items()}
-    if isinstance(state, (list, tuple)):
-        return flatten(dict(enumerate(state)), prefix)
-    return {prefix: np.asarray(state)}
 
 
 def test_a_random_state_survives_a_checkpoint_read_without_unpickling(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from distributed import run_two_processes
 from glua_trainers import make, run_epochs
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from small_trainers import flatten
 from test_alignment import features
 from test_glua import make_network
 from test_trainers import CPU
@@ -61,14 +62,6 @@ def test_the_second_stage_continues_whole(adapted_folders, capsys, name):
     x, styles = torch.randn(1, 1, 32, 32), trainer.translator.target_styles[:1]
     assert torch.equal(trainer.translator.translate(x, styles), resumed.translator.translate(x, styles))
     run_epochs(resumed, 1)
-
-
-def flatten(state, prefix=""):
-    if isinstance(state, dict):
-        return {k: v for key, value in state.items() for k, v in flatten(value, f"{prefix}.{key}").items()}
-    if isinstance(state, (list, tuple)):
-        return flatten(dict(enumerate(state)), prefix)
-    return {prefix: np.asarray(state)}
 
 
 def test_a_stripped_checkpoint_validates_but_does_not_continue(adapted_folders):
