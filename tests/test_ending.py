@@ -81,10 +81,9 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_intact(planned, disk):
     child = planned.start("nnUNetv2_train", *ARGUMENTS, nnUNet_results=str(results))
     latest = fold(results) / "checkpoint_latest.pth"
     wait_for(latest.exists)
-    with open(results / "somebody else's", "wb") as file, pytest.raises(OSError, match="No space left"):
+    with open(results / "somebody else's", "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(2**16))
-            file.flush()
     output, _ = child.communicate(timeout=120)
     assert child.returncode == 1 and "No space left" in output.splitlines()[-1] + output.splitlines()[-2], output
     assert torch.load(latest, weights_only=False)["current_epoch"] >= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -13,7 +15,7 @@ from nnunet_l2g.architectures import PlanNetwork
 from nnunet_l2g.compatibility import check_nnunet
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.training.auxiliary import LossWithAuxiliary
-from nnunet_l2g.training.checkpoints import check_finite, remove_partial, set_previous_aside, write_atomically
+from nnunet_l2g.training.checkpoints import check_finite, remove_partial, serialised, set_previous_aside, write_atomically
 from nnunet_l2g.training.ending import ending_cleanly
 from nnunet_l2g.training.figure import draw_diagnostics
 from nnunet_l2g.training.learning_rate import ScaledPolyLRScheduler
@@ -229,16 +231,15 @@ class PluginTrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             super().save_checkpoint(filename)  # says so
         elif self.local_rank == 0:  # nnU-Net calls it on every rank: another one must not touch the file being written
-            write_atomically(self._write_checkpoint, filename)
-
-    def _write_checkpoint(self, filename: str) -> None:
-        super().save_checkpoint(filename)
-        checkpoint = torch.load(filename, map_location="cpu", weights_only=False)  # our own, written this moment
-        checkpoint[EXTRA_KEY] = {**self.extra_state(), RANDOM_KEY: get_random_state(self.device)}
-        # a user's network may have a mask of -Inf among its buffers
-        buffers = [f"network_weights.{name}" for name, _ in self.raw_network.named_buffers()]
-        check_finite({key: checkpoint[key] for key in ("network_weights", "optimizer_state", EXTRA_KEY)}, buffers)
-        torch.save(checkpoint, filename)
+            written = io.BytesIO()
+            super().save_checkpoint(written)
+            written.seek(0)
+            checkpoint = torch.load(written, map_location="cpu", weights_only=False)  # our own, of this moment
+            checkpoint[EXTRA_KEY] = {**self.extra_state(), RANDOM_KEY: get_random_state(self.device)}
+            # a user's network may have a mask of -Inf among its buffers
+            buffers = [f"network_weights.{name}" for name, _ in self.raw_network.named_buffers()]
+            check_finite({key: checkpoint[key] for key in ("network_weights", "optimizer_state", EXTRA_KEY)}, buffers)
+            write_atomically(serialised(checkpoint), filename)
 
     def load_checkpoint(self, filename_or_checkpoint) -> None:
         if not self.was_initialized:

@@ -166,7 +166,7 @@ def _preprocess(plans: dict, entries: dict[str, dict], target: Target, fingerpri
 
 def _write(path: Path, value: dict) -> None:
     text = json.dumps(value, indent=4) + "\n"
-    write_atomically(lambda name: Path(name).write_text(text, encoding="utf-8"), str(path))
+    write_atomically(text.encode(), str(path))
 
 
 def _write_if_changed(path: Path, value: dict) -> bool:

@@ -202,4 +202,4 @@ def _strangers(folder: Path, cases: dict[str, dict]) -> list[Path]:
 
 def _write_json(path: Path, value: dict) -> None:
     text = json.dumps(value, indent=1) + "\n"
-    write_atomically(lambda name: Path(name).write_text(text, encoding="utf-8"), str(path))
+    write_atomically(text.encode(), str(path))

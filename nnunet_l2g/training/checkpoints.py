@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -16,31 +17,31 @@ from nnunet_l2g.errors import UserError
 PARTIAL = ".partial"
 
 
-def write_atomically(write: Callable[[str], None], filename: str) -> None:
-    """Calls write(temporary name), flushes to disk, renames: ``filename`` is the old file or the new one, never half of one.
+def serialised(contents: dict) -> memoryview:
+    """As torch.save would write it, in memory: writing to a full disk itself, torch may call that an "iostream error"."""
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    return buffer.getbuffer()
 
-    If write makes no file (nnU-Net with --disable_checkpointing), nothing happens. The temporary file is removed whatever
-    write raises.
+
+def write_atomically(content: bytes | memoryview, filename: str) -> None:
+    """Writes beside, flushes to disk, renames: ``filename`` is the old file or the new one, never half of one.
 
     Raises
     ------
     UserError
-        If the disk does not take the file: full, over a quota, read-only, gone.
+        If the disk does not take the file: full, over a quota, read-only, gone. The temporary file is removed.
     """
     partial = filename + PARTIAL
-    _remove(partial)  # of a run that was killed
     try:
-        write(partial)
-        if not os.path.exists(partial):
-            return
-        with open(partial, "r+b") as file:  # Windows flushes only what may be written
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(partial, filename)
         _flush_folder(os.path.dirname(filename))
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) or _is_failed_write(error):
-            raise UserError(_cannot_write(filename, error)) from error
-        raise
+    except OSError as error:
+        raise UserError(_cannot_write(filename, error)) from error
     finally:
         _remove(partial)
 
@@ -55,21 +56,18 @@ def _flush_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-def _is_failed_write(error: RuntimeError) -> bool:
-    """torch.save reports a failed write as a RuntimeError: of its zip writer, or of a folder that is not there."""
-    text = str(error)
-    return "PytorchStreamWriter" in text or "inline_container" in text or "Parent directory" in text
-
-
-def _cannot_write(filename: str, error: Exception) -> str:
-    folder, reason = os.path.dirname(filename) or ".", next(iter(str(error).splitlines()), type(error).__name__)
+def _cannot_write(filename: str, error: OSError) -> str:
+    folder = os.path.dirname(filename) or "."
     free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free" if os.path.isdir(folder) else "the folder is gone"
-    before = "The checkpoint of that name from before is intact" if os.path.exists(filename) else "There was none before"
-    return f"{filename} could not be written: {reason} ({free}). {before}. Make room there, then continue with --c."
+    before = "The file of that name from before is intact" if os.path.exists(filename) else "There was none before"
+    return (
+        f"{filename} could not be written: {error.strerror or error} ({free}). {before}. Make room there, then call the same "
+        "command again, nnUNetv2_train with --c."
+    )
 
 
 def _remove(partial: str) -> None:
-    with contextlib.suppress(OSError):  # a disk that has become read-only: what it did to the checkpoint is the error to tell
+    with contextlib.suppress(OSError):  # a disk that has become read-only: what it did to the file is the error to tell
         os.remove(partial)
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.layers.distributed import mean_over_ranks, world_size
-from nnunet_l2g.training.checkpoints import check_finite, write_atomically
+from nnunet_l2g.training.checkpoints import check_finite, serialised, write_atomically
 from nnunet_l2g.training.figure import draw_diagnostics
 from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.random_state import get_random_state, set_random_state
@@ -176,7 +176,7 @@ def _save(file: Path, stage: Stage, network: nn.Module, owner: str, epoch: int, 
         "random_state": get_random_state(next(stage.module.parameters()).device),
     }
     check_finite(contents)
-    write_atomically(lambda partial: torch.save(contents, partial), str(file))
+    write_atomically(serialised(contents), str(file))
 
 
 def _named(keys: tuple[str, ...], part: str) -> list[str]:
