@@ -120,7 +120,7 @@ class GLUA(PlanNetwork):
         """(B, C, *patch) -> the aligned features (B, C_l, *spatial_l)."""
         return self.encoder(x)[self.level]
 
-    def auxiliary_loss(self) -> torch.Tensor | None:
+    def auxiliary_loss(self, target: torch.Tensor | None = None) -> torch.Tensor | None:
         if self.objective is None or self._seen is None:
             return None
         return self.objective(self._seen)

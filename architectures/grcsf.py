@@ -185,18 +185,16 @@ class GRCSF(PlanNetwork):
         return self._decode(skips, maps, bottleneck, found)
 
     def _decode(self, skips, maps, bottleneck, found: dict):
-        """UNetDecoder.forward with a unit after chosen stages; deep supervision as there."""
-        decoder, outputs = self.decoder, []
-        features = skips[-1]
-        for s in range(len(decoder.stages)):
-            features = torch.cat((decoder.transpconvs[s](features), skips[-(s + 2)]), 1)  # (B, 2 C_l, *spatial_l)
-            features = decoder.stages[s](features)  # (B, C_l, *spatial_l)
+        """nnU-Net's decoder with a unit after chosen stages."""
+
+        def compensate(level: int, features: torch.Tensor) -> torch.Tensor:
+            s = len(self.decoder.stages) - 1 - level
             if str(s) in self.rcu:
                 position = self._position(maps[0])
                 features, found[f"importance_{s}"] = self.rcu[str(s)](features, maps, bottleneck, position)
-            if decoder.deep_supervision or s == len(decoder.stages) - 1:
-                outputs.append(decoder.seg_layers[s](features))
-        return outputs[::-1] if decoder.deep_supervision else outputs[-1]
+            return features
+
+        return self.decode(skips, compensate)
 
     def _position(self, residual_map: torch.Tensor) -> torch.Tensor:
         grid = token_grid(residual_map.shape[2:], self.token_size)
@@ -222,7 +220,7 @@ class GRCSF(PlanNetwork):
             self._maps = maps
         return tuple(m.to(maps[0].dtype).expand_as(maps[0]) for m in self.other_maps)
 
-    def auxiliary_loss(self) -> torch.Tensor | None:
+    def auxiliary_loss(self, target: torch.Tensor | None = None) -> torch.Tensor | None:
         return self._auxiliary
 
     @torch.no_grad()

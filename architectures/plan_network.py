@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
@@ -72,8 +72,26 @@ class PlanNetwork(nn.Module):
         size = self.encoder.compute_conv_feature_map_size(input_size)
         return size + self.decoder.compute_conv_feature_map_size(input_size)
 
-    def auxiliary_loss(self) -> torch.Tensor | None:
-        """Losses of the last training forward beside the segmentation's; None in eval."""
+    def decode(self, skips: list[torch.Tensor], after: Callable[[int, torch.Tensor], torch.Tensor]):
+        """UNetDecoder.forward, but for after(level, features), which may change what the decoder makes at each level.
+
+        level counts as the encoder's stages do, 0 being full resolution. Deep supervision as in UNetDecoder.
+        """
+        decoder, outputs, features = self.decoder, [], skips[-1]
+        last = len(decoder.stages) - 1
+        for s in range(len(decoder.stages)):  # from the bottleneck up
+            features = torch.cat((decoder.transpconvs[s](features), skips[last - s]), 1)  # (B, 2 C_l, *spatial_l)
+            features = after(last - s, decoder.stages[s](features))  # (B, C_l, *spatial_l)
+            if decoder.deep_supervision or s == last:
+                outputs.append(decoder.seg_layers[s](features))
+        return outputs[::-1] if decoder.deep_supervision else outputs[-1]
+
+    def auxiliary_loss(self, target: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Losses of the last training forward beside the segmentation's; None in eval.
+
+        target : (B, 1 or regions, *spatial), what the segmentation loss is given at full resolution; without it, losses that
+            need labels are left out
+        """
         return None
 
     def after_step(self) -> None:

@@ -52,12 +52,17 @@ def make_input(plan: str, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, channels, *patch, generator=torch.Generator().manual_seed(1))
 
 
+def make_target(x: torch.Tensor) -> torch.Tensor:
+    """Labels (B, 1, *spatial) that follow the image, as nnU-Net's loader gives them."""
+    return x[:, :1].add(1).clamp(0, CLASSES - 1).round()
+
+
 def training_loss(network, x):
     """A loss over all outputs plus the auxiliary one."""
     outputs = network(x)
     outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
     loss = sum(output.float().square().mean() for output in outputs)
-    auxiliary = network.auxiliary_loss() if hasattr(network, "auxiliary_loss") else None
+    auxiliary = network.auxiliary_loss(make_target(x)) if hasattr(network, "auxiliary_loss") else None
     return loss if auxiliary is None else loss + auxiliary
 
 

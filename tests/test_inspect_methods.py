@@ -40,8 +40,8 @@ def open_model(folder, **options):
 def make_plan(scores, iterations=50, eps=0.1):
     """The layer's plan of given scores (n, p)."""
     layer = TransportAlignment(4, scores.shape[1], eps, iterations)
-    layer.scores = lambda q: torch.from_numpy(scores)[None]
-    _, columns, _ = layer.plan(torch.zeros(1, len(scores), 4))
+    layer.scores = lambda *_: torch.from_numpy(scores)[None]
+    columns = layer.plan(torch.zeros(1, len(scores), 4)).columns
     tokens = np.random.default_rng(0).normal(size=(len(scores), 4))
     return Plan(scores, columns[0].double().numpy(), tokens, tokens, eps, iterations)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from nnunet_l2g.architectures import L2GNet
 from nnunet_l2g.architectures.plan_network import decode_settings
+from nnunet_l2g.layers import L2GBlock
 
 SMALL = dict(dim=16, num_codes=12, num_references=6, iterations=5)
 TWINS = {
@@ -19,6 +20,18 @@ TWINS = {
     "softmax": {"iterations": 0},
     "pot": {"solver": "pot"},
     "three_levels": {"levels": (-1, -2, -3)},
+}
+TIED = {"levels": (), "decoder_levels": (1,), "references_per_class": 2}
+CANDIDATES = {
+    "class_tied": TIED,
+    "class_tied_relaxed": {"references_per_class": 2, "relaxation": 0.1},
+    "class_tied_shuffled": {**TIED, "shuffled_classes": True},
+    "class_tied_softmax": {**TIED, "iterations": 0},
+    "class_tied_without_feedback": {**TIED, "feed_back": False},
+    "readout": {**TIED, "readout": "image", "over_codes": True},
+    "readout_of_the_dataset": {**TIED, "readout": "dataset", "over_codes": True},
+    "code_dropout": {"keep_features": 0.05},
+    "many_tokens": {"levels": (-1,), "decoder_levels": (0, 1), "over_codes": True},
 }
 
 
@@ -38,15 +51,101 @@ def test_every_plan_and_twin(plan, twin):
     tester.check_copies(make(plan, **settings), plan)
 
 
-@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("plan", tester.PLANS)
+@pytest.mark.parametrize("candidate", CANDIDATES)
+def test_every_plan_and_candidate(plan, candidate):
+    settings = CANDIDATES[candidate]
+    if "keep_features" not in settings:
+        tester.check_starts_as_plain(make(plan, **settings), plan)
+    tester.check_logits_only(make(plan, **settings), plan)
+    tester.check_every_parameter_learns(make(plan, **settings), plan)
+    tester.check_saves_and_loads(make(plan, **settings), make(plan, **settings), plan)
+    tester.check_copies(make(plan, **settings), plan)
+
+
+@pytest.mark.parametrize("twin", [*TWINS, *CANDIDATES])
 def test_diagnostics_are_those_promised(twin):
-    network = make(**TWINS[twin])
+    network = make(**{**TWINS, **CANDIDATES}[twin])
     tester.train_steps(network.train(), tester.make_input("plain_3d"), 2)
     values = network.diagnostics()
     assert list(values) == network.diagnostic_keys()
     assert all(value == value for value in values.values())
     if twin == "three_levels":
         assert "level-2_kept_variance" in values
+
+
+def test_blocks_of_the_decoder_change_what_it_makes_at_their_level():
+    """As if nnU-Net's own decoder were run in two parts."""
+    network, x = make("plain_2d", **TIED), tester.make_input("plain_2d")
+    tester.train_steps(network.train(), x, 3)
+    network.eval()
+    decoder, skips, seen = network.decoder, network.encoder(x), []
+    hook = decoder.stages[0].register_forward_hook(lambda _, given, features: seen.append(network.l2g[0](features)) or seen[0])
+    expected = decoder(skips)
+    hook.remove()
+    for one, other in zip(network(x), expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert network.places == ["decoder1"]
+    torch.testing.assert_close(network.explain(x)["decoder1"]["grid"], torch.tensor(seen[0].shape[2:]))
+
+
+def test_read_out_moves_the_logits_of_full_resolution_and_no_other():
+    network, x = make(**CANDIDATES["readout"]).eval(), tester.make_input("plain_3d")
+    before = network(x)
+    network.readout.alpha.data.fill_(1.0)
+    after = network(x)
+    assert not torch.allclose(after[0], before[0]) and torch.equal(after[1], before[1])
+    network.decoder.deep_supervision = False
+    torch.testing.assert_close(network(x), after[0])
+
+
+def test_labels_teach_references_and_projection_which_tokens_are_theirs():
+    """Features that hold the class in one weak channel of many: a plan of the tokens' own clusters would not find it."""
+    torch.manual_seed(0)
+    block = L2GBlock(24, dim=8, num_codes=16, num_classes=3, references_per_class=2, feed_back=False).train()
+    target = torch.zeros(2, 1, 16, 16)
+    target[:, :, 2:7, 3:12], target[:, :, 10:14, 4:8] = 1, 2
+    z = torch.randn(2, 24, 16, 16)
+    z[:, :1] += 3 * target
+    optimizer, accuracy = torch.optim.SGD(block.parameters(), 0.5, momentum=0.9), []
+    for _ in range(120):
+        optimizer.zero_grad()
+        block(z)
+        (block.class_loss(target) + block.loss).backward()
+        optimizer.step()
+        block.after_step()
+        accuracy.append(block.ties.diagnostics()["class_accuracy"])
+    assert accuracy[-1] > 0.85 > 0.5 > accuracy[0]
+    shares = torch.tensor([1 - 61 / 256, 45 / 256, 16 / 256, 0])
+    torch.testing.assert_close(block.ties.prior, shares, atol=1e-5, rtol=0)
+
+
+def test_labels_are_not_needed_where_there_are_none():
+    network, x = make(**TIED), tester.make_input("plain_3d")
+    network.train()(x)
+    assert network.auxiliary_loss() is not None and network.auxiliary_loss(tester.make_target(x)) > network.auxiliary_loss()
+    network.eval()(x)
+    assert network.auxiliary_loss(tester.make_target(x)) is None
+
+
+def test_code_dropout_rebuilds_whole_images_in_training_and_mixes_otherwise():
+    block = make(keep_features=0.25).l2g[0]
+    z = torch.randn(64, 24, 2, 2, 2)
+    tokens = torch.randn(64, 8, 16)
+    rebuilt = block.project_out(tokens).transpose(1, 2).reshape(z.shape)
+    torch.testing.assert_close(block.eval()._replace(z, tokens), 0.25 * z + 0.75 * rebuilt)
+    kept = [torch.equal(one, other) for one, other in zip(block.train()._replace(z, tokens), z, strict=True)]
+    assert 4 < sum(kept) < 32
+    found = block._replace(z, tokens)
+    assert all(torch.equal(f, a) or torch.equal(f, b) for f, a, b in zip(found, z, rebuilt, strict=True))
+
+
+def test_options_that_are_off_are_not_in_the_settings():
+    """Weights from before an option was there still fit."""
+    stored = decode_settings(make().settings)
+    assert set(stored) == {"network", "format", "levels", "dim", "num_codes", "num_references", "eps", "iterations"}
+    with pytest.raises(RuntimeError, match="references_per_class: checkpoint 2, here 'none'"):
+        make().load_state_dict(make(references_per_class=2).state_dict())
 
 
 def test_training_changes_the_logits_through_the_block():
@@ -128,12 +227,14 @@ def test_constant_features_stay_finite():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("twin", ["l2gnet", "no_codebook", "no_transport", "softmax"])
+@pytest.mark.parametrize("twin", ["l2gnet", "no_codebook", "no_transport", "softmax", "class_tied", "readout"])
 def test_compiled_without_graph_break_equals_eager_in_train_mode(twin):
     """Values, gradients and codebook over several steps: an update inside the compiled forward would spoil the gradients."""
     torch._dynamo.reset()
     x = tester.make_input("plain_2d")
-    eager, raw = make("plain_2d", **TWINS[twin]).train(), make("plain_2d", **TWINS[twin]).train()
+    eager, raw = (make("plain_2d", **{**TWINS, **CANDIDATES}[twin]).train() for _ in range(2))
+    if twin in CANDIDATES:  # tokens of few random codes are nearly constant at the decoder, where only rounding is left of them
+        tester.train_steps(eager, x, 1)
     raw.load_state_dict(eager.state_dict())
     compiled = torch.compile(raw, fullgraph=True)
     optimizers = [torch.optim.SGD(network.parameters(), 1e-2) for network in (eager, raw)]
@@ -143,7 +244,7 @@ def test_compiled_without_graph_break_equals_eager_in_train_mode(twin):
             optimizer.zero_grad()
             torch.manual_seed(3)
             outputs = forward(x)
-            auxiliary = network.auxiliary_loss()
+            auxiliary = network.auxiliary_loss(tester.make_target(x))
             loss = sum(o.square().mean() for o in outputs) + (0 if auxiliary is None else auxiliary)
             loss.backward()
             losses.append(loss.detach())
@@ -279,7 +380,17 @@ def test_solver_and_start_do_not_tie_weights():
         ({"reference_steps": (0,)}, "positive integers"),
         ({"levels": (3,)}, "level 3 does not exist, expected -3 to 2"),
         ({"levels": (-1, 2)}, "names a stage twice"),
-        ({"levels": ()}, "levels is empty"),
+        ({"levels": ()}, "levels and decoder_levels are empty"),
+        ({"decoder_levels": (2,)}, "decoder level 2 does not exist, expected 0 to 1"),
+        ({"decoder_levels": (1, 1)}, "names a stage twice"),
+        ({"readout": "image"}, r"readout 'image' needs references_per_class .* got None and \(\)"),
+        ({"readout": "image", "references_per_class": 1, "decoder_levels": (0,)}, r"got 1 and \(0,\)"),
+        ({"keep_features": 0.0}, r"keep_features is 0\.0"),
+        ({"over_codes": True, "num_codes": None}, "over_codes needs both"),
+        ({"references_per_class": 2, "num_references": None}, "references_per_class needs"),
+        ({"feed_back": False}, "nothing would be learnt"),
+        ({"references_per_class": 2, "feed_back": False, "keep_features": 0.5}, "expected one of them"),
+        ({"relaxation": -1.0}, r"\(rho\) is -1\.0"),
     ],
 )
 def test_bad_settings_are_named(settings, named):

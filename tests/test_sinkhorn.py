@@ -109,24 +109,55 @@ def test_zero_iterations_is_a_softmax_over_tokens():
     torch.testing.assert_close(plan(scores, 0.5, 0), (scores / 0.5).softmax(1))
 
 
+def test_zero_iterations_count_a_token_as_often_as_it_weighs():
+    scores = random_scores(1, 3, 2)
+    weights = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    merged = plan(scores, 0.5, 0, row_marginal=weights)
+    apart = plan(scores[:, [0, 0, 1, 2]], 0.5, 0)
+    torch.testing.assert_close(merged[:, 0], apart[:, :2].sum(1))
+    torch.testing.assert_close(merged[:, 1:], apart[:, 2:])
+
+
+@pytest.mark.parametrize("rho", [0.05, 1.0, 20.0])
+def test_relaxed_columns_converge_to_pots_unbalanced_plan(rho):
+    scores, eps = random_scores(batch=1), 0.5
+    b = torch.linspace(1, 2, 5, dtype=torch.float64) / 7.5
+    expected = ot.unbalanced.sinkhorn_unbalanced(
+        torch.full((13,), 1 / 13).double(), b, -scores[0], eps, (float("inf"), rho), reg_type="entropy",
+        stopThr=1e-14, numItermax=20000,
+    )  # fmt: skip
+    found = plan(scores, eps, 400, column_marginal=b, relaxation=rho)[0] / 5
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_relaxation_moves_from_a_wish_to_the_marginal():
+    b = torch.tensor([0.9, 0.025, 0.025, 0.025, 0.025], dtype=torch.float64)
+    far = [
+        float((plan(random_scores(), 0.5, 50, column_marginal=b, relaxation=rho).sum(1) / 5 - b).abs().max())
+        for rho in (0.01, 1.0, 1e6)
+    ]
+    assert far[0] > far[1] > far[2] and far[2] < 1e-4 and far[0] > 0.3
+
+
 def test_gradients_pass_gradcheck():
     scores = random_scores(1, 4, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: plan(s, 0.5, 3), (scores,))
 
 
-def unrolled(scores, eps, iterations, log_rows, log_columns):
+def unrolled(scores, eps, iterations, log_rows, log_columns, power=1.0):
     """The equations, left to autograd."""
     kernel = scores / eps
     v = torch.zeros_like(kernel[:, 0])
     for _ in range(iterations):
         u = log_rows - (kernel + v[:, None, :]).logsumexp(2)
-        v = log_columns - (kernel + u[:, :, None]).logsumexp(1)
+        v = power * (log_columns - (kernel + u[:, :, None]).logsumexp(1))
     return u, v
 
 
+@pytest.mark.parametrize("relaxation", [None, 0.3])
 @pytest.mark.parametrize("each_sample", [False, True])
 @pytest.mark.parametrize("iterations", [1, 2, 20])
-def test_gradients_to_scores_and_marginals_equal_the_unrolled_ones(iterations, each_sample):
+def test_gradients_to_scores_and_marginals_equal_the_unrolled_ones(iterations, each_sample, relaxation):
     """To both potentials, so that every path of the backward counts; marginals of the batch or of each sample."""
     generator = torch.Generator().manual_seed(0)
     rows, columns = (torch.rand(2 if each_sample else 1, k, generator=generator).double() + 0.1 for k in (13, 5))
@@ -135,9 +166,10 @@ def test_gradients_to_scores_and_marginals_equal_the_unrolled_ones(iterations, e
     for ours in (True, False):
         scores, a, b = (x.clone().requires_grad_() for x in inputs)
         if ours:
-            u, v = sinkhorn_potentials(scores, 0.2, iterations, row_marginal=a, column_marginal=b)
+            u, v = sinkhorn_potentials(scores, 0.2, iterations, row_marginal=a, column_marginal=b, relaxation=relaxation)
         else:
-            u, v = unrolled(scores, 0.2, iterations, (5 * a).log(), (5 * b).log())
+            power = 1.0 if relaxation is None else relaxation / (relaxation + 0.2)
+            u, v = unrolled(scores, 0.2, iterations, (5 * a).log(), (5 * b).log(), power)
         (u.square().sum() + v.sin().sum()).backward()
         gradients.append((u, v, scores.grad, a.grad, b.grad))
     for one, other in zip(*gradients, strict=True):
@@ -183,6 +215,8 @@ def test_extreme_but_bounded_scores_stay_finite_in_float32():
         (dict(scores=torch.zeros(1, 4, 2), eps=math.nan, iterations=1), "eps is nan"),
         (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=-1), r"\(T\) is -1"),
         (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=1, solver="emd"), "'emd'"),
+        (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=1, relaxation=0.0), r"\(rho\) is 0.0"),
+        (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=1, relaxation=1.0, solver="pot"), "expected solver 'log'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, named):

@@ -105,6 +105,55 @@ def test_plan_is_flat_without_centring_and_placed_references_and_not_with_them()
     assert values["duplicate_references"] == 0 and values["marginal_error"] < 0.2
 
 
+# ---- the plan over codes ----
+
+
+def coded(codes=7, n=50, seed=0):
+    """Tokens that are codes, as float64: q (2, n, D) and which code each is, one-hot (2, n, codes); one code is unused."""
+    generator = torch.Generator().manual_seed(seed)
+    members = torch.nn.functional.one_hot(torch.randint(codes - 1, (2, n), generator=generator), codes).double()
+    return members @ torch.randn(codes, D, generator=generator, dtype=torch.float64), members
+
+
+@pytest.mark.parametrize("iterations", [0, 3, 20])
+@pytest.mark.parametrize("marginal", [None, torch.tensor([0.7, 0.1, 0.1, 0.1], dtype=torch.float64)])
+def test_a_plan_over_codes_is_the_plan_over_tokens(iterations, marginal):
+    torch.manual_seed(0)
+    layer, (q, members) = TransportAlignment(D, 4, iterations=iterations).double().train(), coded()
+    over_tokens = layer.align(q, None, marginal)
+    diagnostics = layer.diagnostics()
+    over_codes = layer.align(q, members, marginal)
+    for one, other in zip(over_codes, over_tokens, strict=True):
+        if one.shape[2] == 4:  # row logits are of use through their softmax only
+            one, other = one.softmax(2), other.softmax(2)
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert layer.last.columns.shape == (2, 7, 4)  # made over codes
+    assert layer.diagnostics() == pytest.approx(diagnostics, rel=1e-6, abs=1e-9)
+
+
+def test_gradients_over_codes_are_those_over_tokens_averaged_within_a_code():
+    torch.manual_seed(0)
+    layer, (q, members), weight = TransportAlignment(D, 4).double(), coded(), torch.randn(2, 50, D).double()
+    gradients = []
+    for merged in (None, members):
+        layer.zero_grad()
+        x = q.clone().requires_grad_()
+        (layer.align(x, merged)[0] * weight).sum().backward()
+        gradients.append((x.grad, layer.references.grad))
+    (tokens, references), (codes, other_references) = gradients
+    torch.testing.assert_close(other_references, references, rtol=1e-8, atol=1e-10)
+    mean = members @ (members.transpose(1, 2) @ tokens / members.sum(1).clamp_min(1)[:, :, None])
+    torch.testing.assert_close(codes, mean, rtol=1e-8, atol=1e-10)
+
+
+def test_marginals_are_kept_and_their_error_is_measured_against_them():
+    marginal = torch.tensor([0.7, 0.1, 0.1, 0.1])
+    layer = TransportAlignment(D, 4, iterations=100).train()
+    layer.align(tokens(), None, marginal)
+    torch.testing.assert_close(layer.last.received, (4 * marginal).expand(2, 4))
+    assert layer.diagnostics()["marginal_error"] < 1e-3
+
+
 def test_duplicate_references_are_counted():
     layer = TransportAlignment(D, 4).train()
     layer.references.data[1] = layer.references.data[0]

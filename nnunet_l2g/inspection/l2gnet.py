@@ -30,7 +30,7 @@ def inspect_l2gnet(model: Model, case: Case, view: View, on_grid: np.ndarray, de
     guide = cut(guide[None], index, box)[0]  # (*patch)
     network = model.network.to(device)
     explained = network.explain(patch)
-    plans = {level: _plan(block, explained[level]) for level, block in zip(network.levels, network.l2g, strict=True)}
+    plans = {level: _plan(block, explained[level]) for level, block in zip(network.places, network.l2g, strict=True)}
 
     def look(x: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = {}
@@ -46,8 +46,8 @@ def inspect_l2gnet(model: Model, case: Case, view: View, on_grid: np.ndarray, de
 
     maps = tile_maps(case.data, model.patch_size, look, device, "codes and references")
     found = {"patch": {"slice": index, "box": box, "labels": of}, "levels": {}}
-    for level, block in zip(network.levels, network.l2g, strict=True):
-        prefix = "" if len(network.levels) == 1 else f"level{level}_"
+    for level, block in zip(network.places, network.l2g, strict=True):
+        prefix = "" if len(network.places) == 1 else f"level{level}_"
         here = found["levels"][str(level)] = {}
         if block.quantizer is not None:
             codes = maps[f"codes{level}"][0]

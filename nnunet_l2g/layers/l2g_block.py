@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nnunet_l2g.layers.class_ties import ClassTies, class_shares
 from nnunet_l2g.layers.precision import full_precision
 from nnunet_l2g.layers.transport_alignment import TransportAlignment
 from nnunet_l2g.layers.vector_quantizer import VectorQuantizer
@@ -23,6 +24,12 @@ class L2GBlock(nn.Module):
     with IN the instance norm over voxels. :math:`W_{out}` starts at zero, so z' = z before the first step, and nnU-Net's own
     weights behave as in nnU-Net. Everything runs in float32, whatever autocast says.
 
+    With ``keep_features`` under 1 the features must at times be rebuilt from the codes alone; this does not start as nnU-Net:
+
+    .. math::
+        z' = b z + (1 - b)\, W_{out}(q + o), \quad b \sim \mathrm{Bernoulli}(keep)
+        \text{ for each image in training, } b = keep \text{ otherwise}
+
     Parameters
     ----------
     channels : int
@@ -33,8 +40,16 @@ class L2GBlock(nn.Module):
         K; None leaves out the codebook (twin: transport on continuous tokens).
     num_references : int or None
         p; None leaves out the transport (twin: codes only, o = q).
-    eps, iterations, solver
+    eps, iterations, solver, relaxation
         See TransportAlignment. iterations=0 is the softmax twin.
+    over_codes : bool
+        Makes the plan over codes in place of tokens: see TransportAlignment.align.
+    num_classes, references_per_class, class_weight, shuffled_classes
+        See ClassTies, which references_per_class turns on; num_references is then that of all classes.
+    feed_back : bool
+        False leaves z as it is (twin: the losses alone).
+    keep_features : float
+        See above.
     gamma : float
         Start of the learnable scale.
     reference_steps : tuple of int
@@ -47,7 +62,7 @@ class L2GBlock(nn.Module):
     Raises
     ------
     ValueError
-        For sizes under 1, gamma 0, a feature map of a single voxel.
+        For sizes under 1, gamma 0, arguments that ask for each other, a feature map of a single voxel.
     FloatingPointError
         When training on the CPU, for features that are not finite: before they reach the codebook.
     """
@@ -63,6 +78,14 @@ class L2GBlock(nn.Module):
         solver: str = "log",
         gamma: float = 0.1,
         reference_steps: tuple[int, ...] = (1, 50),
+        relaxation: float | None = None,
+        over_codes: bool = False,
+        num_classes: int | None = None,
+        references_per_class: int | None = None,
+        class_weight: float = 0.2,
+        shuffled_classes: bool = False,
+        feed_back: bool = True,
+        keep_features: float = 1.0,
     ):
         super().__init__()
         if num_codes is None and num_references is None:
@@ -71,15 +94,34 @@ class L2GBlock(nn.Module):
             raise ValueError("gamma is 0, expected another number: project_out starts at zero too, so nothing would learn")
         if not all(isinstance(step, int) and step > 0 for step in reference_steps):
             raise ValueError(f"reference_steps is {reference_steps}, expected positive integers: numbers of optimiser steps")
+        if not 0 < keep_features <= 1:
+            raise ValueError(f"keep_features is {keep_features}, expected a probability above 0")
+        if over_codes and (num_codes is None or num_references is None):
+            raise ValueError("over_codes needs both num_codes and num_references, one of them is None")
+        self.ties = None
+        if references_per_class is not None:
+            if num_classes is None or num_references is None:
+                raise ValueError("references_per_class needs num_classes and num_references, one of them is None")
+            self.ties = ClassTies(num_classes, references_per_class, class_weight, shuffled=shuffled_classes)
+            num_references = self.ties.num_references
+        if not feed_back and self.ties is None:
+            raise ValueError("feed_back is False without references_per_class: nothing would be learnt")
+        if not feed_back and keep_features < 1:
+            raise ValueError("feed_back is False and keep_features under 1, expected one of them: the other would do nothing")
+        self.over_codes, self.feed_back, self.keep_features = over_codes, feed_back, keep_features
         self.project_in = nn.Linear(channels, dim)  # a 1x1 convolution, for 2D and 3D alike
         self.quantizer = None if num_codes is None else VectorQuantizer(num_codes, dim)
-        self.alignment = (
-            None if num_references is None else TransportAlignment(dim, num_references, eps, iterations, solver)
-        )
-        self.gamma = nn.Parameter(torch.tensor(float(gamma)))
-        self.project_out = nn.Linear(dim, channels)
-        nn.init.zeros_(self.project_out.weight)
-        nn.init.zeros_(self.project_out.bias)
+        self.alignment = None
+        if num_references is not None:
+            self.alignment = TransportAlignment(dim, num_references, eps, iterations, solver, relaxation)
+        if feed_back:
+            self.project_out = nn.Linear(dim, channels)
+        if feed_back and keep_features == 1:
+            self.gamma = nn.Parameter(torch.tensor(float(gamma)))
+            nn.init.zeros_(self.project_out.weight)
+            nn.init.zeros_(self.project_out.bias)
+        self._log_p: torch.Tensor | None = None  # (B, n, G) of the last training forward
+        self._grid: tuple[int, ...] = ()
         self.reference_steps = tuple(reference_steps)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._steps: int | None = None  # host copy of `steps`: reading the buffer would synchronise every step
@@ -90,6 +132,10 @@ class L2GBlock(nn.Module):
         return None if self.quantizer is None else self.quantizer.loss
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.relate(z)[0]
+
+    def relate(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What forward does: z', and what the references have collected, g (B, p, d), if there are any."""
         if math.prod(z.shape[2:]) < 2:
             raise ValueError(
                 f"the feature map has spatial shape {tuple(z.shape[2:])}, a single voxel: there is nothing to relate. "
@@ -99,11 +145,42 @@ class L2GBlock(nn.Module):
             raise FloatingPointError("the feature map has NaN or Inf values")
         with full_precision(z.device.type):
             h = self.project_in(z.float().flatten(2).transpose(1, 2))  # (B, N, d)
-            q = h if self.quantizer is None else self.quantizer(h)  # (B, N, d)
-            o = q if self.alignment is None else self.alignment(q)  # (B, N, d)
+            q, codes = (h, None) if self.quantizer is None else self.quantizer.quantise(h)  # (B, N, d), (B, N)
+            o, collected, row_logits = self._align(q, codes)
+            self._log_p = self.ties.log_probabilities(row_logits) if self.ties is not None and self.training else None
+            self._grid = tuple(z.shape[2:])
+            if not self.feed_back:
+                return z, collected
+            if self.keep_features < 1:
+                return self._replace(z, q + o), collected
             o = F.instance_norm(o.transpose(1, 2)).transpose(1, 2)  # (B, N, d), over voxels
             update = self.gamma * self.project_out(o)  # (B, N, C)
-        return z + update.transpose(1, 2).reshape(z.shape).to(z.dtype)
+        return z + update.transpose(1, 2).reshape(z.shape).to(z.dtype), collected
+
+    def _align(self, q: torch.Tensor, codes: torch.Tensor | None):
+        """o (B, N, d), g (B, p, d), row logits (B, N, p); the latter two are None without references."""
+        if self.alignment is None:
+            return q, None, None
+        members = None
+        if self.over_codes:
+            members = (codes[:, :, None] == torch.arange(len(self.quantizer.codebook), device=codes.device)).to(q.dtype)
+        return self.alignment.align(q, members, None if self.ties is None else self.ties.column_marginal())
+
+    def _replace(self, z: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Features z (B, C, *spatial) of which some images, or in eval a share of each, are rebuilt from tokens (B, N, d)."""
+        rebuilt = self.project_out(tokens).transpose(1, 2).reshape(z.shape)  # (B, C, *spatial)
+        keep = torch.full((len(z), *[1] * (z.ndim - 1)), self.keep_features, device=z.device)  # (B, 1, ...)
+        if self.training:
+            keep = torch.bernoulli(keep)
+        return (keep * z + (1 - keep) * rebuilt).to(z.dtype)
+
+    def class_loss(self, target: torch.Tensor) -> torch.Tensor | None:
+        """ClassTies' loss () of the last training forward against a target of nnU-Net's loss, see class_shares; or None."""
+        if self._log_p is None:
+            return None
+        with full_precision(target.device.type):
+            shares = class_shares(target, self.ties.num_classes, self._grid)  # (B, N, G)
+            return self.ties.loss(self._log_p, self.alignment.references, shares)
 
     @torch.no_grad()
     def explain(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -119,8 +196,10 @@ class L2GBlock(nn.Module):
                 q = F.embedding(found["codes"], self.quantizer.codebook)  # (B, N, d)
             found["tokens"] = q
             if self.alignment is not None:
-                found["scores"], found["columns"], _ = self.alignment.plan(q)
-                found["output"] = self.alignment(q)
+                marginal = None if self.ties is None else self.ties.column_marginal()
+                plan = self.alignment.plan(q, None, marginal)
+                found["scores"], found["columns"] = plan.scores, plan.columns
+                found["output"] = self.alignment.align(q, None, marginal)[0]
         return found
 
     @torch.no_grad()
@@ -139,9 +218,11 @@ class L2GBlock(nn.Module):
         self._steps += 1
         self.steps += 1
         if self.alignment is not None and self._steps in self.reference_steps:
-            self.alignment.initialise(source)
+            self.alignment.initialise(source, None if self.ties is None else self.ties.shares)
         if self.quantizer is not None:
             self.quantizer.update()
+        if self.ties is not None:
+            self.ties.update()
 
     @property
     def diagnostic_keys(self) -> list[str]:
@@ -152,8 +233,11 @@ class L2GBlock(nn.Module):
         return {key: value for part in self._parts() for key, value in part.diagnostics().items()}
 
     def _parts(self):
-        return [part for part in (self.quantizer, self.alignment) if part is not None]
+        return [part for part in (self.quantizer, self.alignment, self.ties) if part is not None]
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._steps = None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_log_p": None}  # deepcopy copies the block, not its last batch

@@ -12,12 +12,23 @@ from nnunet_l2g.layers.kmeans import kmeans_centres
 from nnunet_l2g.layers.sinkhorn import check_transport, sinkhorn_potentials
 
 
+class Plan(NamedTuple):
+    """How n tokens, or n groups of equal ones, are tied to p references."""
+
+    scores: torch.Tensor  # S (B, n, p)
+    columns: torch.Tensor  # A (B, n, p) scaled so that columns sum to 1: what a reference collects
+    row_logits: torch.Tensor  # (B, n, p), whose softmax over references is A scaled so that rows sum to 1
+    received: torch.Tensor | None  # (B, p) in training, the sums of A's own columns: 1 with uniform marginals
+
+
 class Alignment(NamedTuple):
     """What one forward did, detached: for logs, figures and tests."""
 
     queries: torch.Tensor  # (B, n, d)
-    columns: torch.Tensor  # A (B, n, p): each column sums to 1, what a reference collects
+    columns: torch.Tensor  # A (B, n, p), or (B, K, p) over codes: each column sums to 1, what a reference collects
     output: torch.Tensor  # (B, n, d)
+    weights: torch.Tensor  # a (B, n) or (B, K): share of each row in all tokens
+    received: torch.Tensor  # (B, p), p times the share of all tokens
 
 
 class TransportAlignment(nn.Module):
@@ -42,16 +53,17 @@ class TransportAlignment(nn.Module):
     iterations : int
         T of Sinkhorn. 0 replaces the transport by a softmax over tokens (the twin without marginals).
     solver : "log" or "pot"
+    relaxation : float or None
         See sinkhorn_potentials.
 
     Shapes
     ------
-    forward: (B, n, d) -> (B, n, d), for any n; float32.
+    forward: (B, n, d) -> (B, n, d), for any n; float32. See `align` for what else it can be given.
 
     Raises
     ------
     ValueError
-        If dim or num_references is under 1, or eps, iterations, solver are out of range.
+        If dim or num_references is under 1, or eps, iterations, solver, relaxation are out of range.
 
     References
     ----------
@@ -61,45 +73,90 @@ class TransportAlignment(nn.Module):
 
     diagnostic_keys = ("kept_variance", "tokens_per_reference", "marginal_error", "duplicate_references", "reference_drift")
 
-    def __init__(self, dim: int, num_references: int, eps: float = 0.1, iterations: int = 20, solver: str = "log"):
+    def __init__(
+        self,
+        dim: int,
+        num_references: int,
+        eps: float = 0.1,
+        iterations: int = 20,
+        solver: str = "log",
+        relaxation: float | None = None,
+    ):
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim is {dim}, expected at least 1")
         if num_references < 1:
             raise ValueError(f"num_references (p) is {num_references}, expected at least 1")
-        check_transport(eps, iterations, solver)
-        self.eps, self.iterations, self.solver = eps, iterations, solver
+        check_transport(eps, iterations, solver, relaxation)
+        self.eps, self.iterations, self.solver, self.relaxation = eps, iterations, solver, relaxation
         self.references = nn.Parameter(_unit(torch.randn(num_references, dim)))  # (p, d)
         self.register_buffer("placed", self.references.detach().clone())  # (p, d), where they last started from
         self.last: Alignment | None = None  # set by a training forward
 
-    def scores(self, q: torch.Tensor) -> torch.Tensor:
+    def scores(self, q: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """S: cosines of centred tokens (B, n, d) with the references -> (B, n, p)."""
-        centred = q - q.mean(1, keepdim=True)
-        return _unit(centred) @ _unit(self.references).T
+        mean = q.mean(1, keepdim=True) if weights is None else weights[:, None] @ q  # (B, 1, d)
+        return _unit(q - mean) @ _unit(self.references).T
 
-    def plan(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """S, A with columns that sum to 1, and A with rows that sum to 1, (B, n, p) each, of tokens (B, n, d)."""
-        scores = self.scores(q)  # (B, n, p)
-        u, v = sinkhorn_potentials(scores, self.eps, self.iterations, solver=self.solver)
+    def plan(self, q: torch.Tensor, weights: torch.Tensor | None = None, column_marginal: torch.Tensor | None = None) -> Plan:
+        """The plan of tokens q (B, n, d); weights a (B, n) and column_marginal b (p,) sum to 1, uniform by default."""
+        scores = self.scores(q, weights)  # (B, n, p)
+        u, v = sinkhorn_potentials(scores, self.eps, self.iterations, weights, column_marginal, self.solver, self.relaxation)
         kernel = scores / self.eps
         # Both normalisations of A = exp(kernel + u + v) are a softmax: the constant potential cancels.
-        columns = (kernel + u[:, :, None]).softmax(1)  # (B, n, p), over tokens
-        rows = (kernel + v[:, None, :]).softmax(2)  # (B, n, p), over references
-        return scores, columns, rows
+        collecting = kernel + u[:, :, None]  # (B, n, p)
+        received = (collecting.logsumexp(1) + v).detach().exp() if self.training else None  # (B, p)
+        return Plan(scores, collecting.softmax(1), kernel + v[:, None, :], received)
+
+    def align(
+        self, q: torch.Tensor, members: torch.Tensor | None = None, column_marginal: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """o (B, n, d), what references collect g (B, p, d), and the plan's row_logits (B, n, p).
+
+        members : (B, n, K), optional
+            Which of K codes each token is, one-hot. Tokens of a code are equal, so the plan is made over codes that weigh as
+            much as they have tokens: the same plan, in O(K p) memory. The gradient of a token is then the mean over the tokens
+            of its code.
+        column_marginal : (p,), optional
+            b: which share of the tokens each reference is to receive.
+        """
+        tokens, weights = (q, None) if members is None else _merge(q, members)
+        plan = self.plan(tokens, weights, column_marginal)
+        collected = plan.columns.transpose(1, 2) @ tokens  # (B, p, d)
+        output, row_logits = plan.row_logits.softmax(2) @ collected, plan.row_logits  # (B, n, d), (B, n, p)
+        if members is not None:
+            output, row_logits = members @ output, members @ row_logits
+        self.last = self._record(q, plan, output, weights) if self.training else None
+        return output, collected, row_logits
 
     def forward(self, q: torch.Tensor) -> torch.Tensor:
-        _, columns, rows = self.plan(q)
-        collected = columns.transpose(1, 2) @ q  # (B, p, d)
-        output = rows @ collected  # (B, n, d)
-        self.last = Alignment(q.detach(), columns.detach(), output.detach()) if self.training else None
-        return output
+        return self.align(q)[0]
+
+    @staticmethod
+    def _record(q: torch.Tensor, plan: Plan, output: torch.Tensor, weights: torch.Tensor | None) -> Alignment:
+        if weights is None:
+            weights = q.new_full((1, 1), 1 / q.shape[1]).expand(q.shape[:2])
+        return Alignment(q.detach(), plan.columns.detach(), output.detach(), weights, plan.received)
 
     @torch.no_grad()
-    def initialise(self, q: torch.Tensor) -> None:
-        """Places the references by spherical k-means over centred tokens (B, n, d). Deterministic."""
+    def initialise(self, q: torch.Tensor, shares: torch.Tensor | None = None) -> None:
+        """Places the references by spherical k-means over centred tokens (B, n, d). Deterministic.
+
+        shares : (B, n, G), optional
+            Of G classes in each token, 0 where unknown: the references are placed class by class, those of class c over the
+            tokens in which it is the commonest; a class without one keeps its references.
+        """
         directions = _unit(q - q.mean(1, keepdim=True)).flatten(0, 1)  # (B n, d)
-        self.references.copy_(from_rank_0(_unit(kmeans_centres(directions, len(self.references)))))
+        placed = self.references.detach().clone()
+        if shares is None:
+            placed = kmeans_centres(directions, len(placed))
+        else:
+            known, owner = shares.flatten(0, 1).max(1)  # (B n,) each
+            for group, references in enumerate(placed.chunk(shares.shape[2])):
+                of_group = directions[(owner == group) & (known > 0)]
+                if len(of_group):
+                    references.copy_(kmeans_centres(of_group, len(references)))
+        self.references.copy_(from_rank_0(_unit(placed)))
         self.placed.copy_(self.references)
 
     @torch.no_grad()
@@ -113,22 +170,31 @@ class TransportAlignment(nn.Module):
         """
         if self.last is None:
             return {}
-        q, columns, o = self.last
-        n, p = columns.shape[1:]
-        row_sums = columns.sum(2)  # (B, n), tends to p / n
-        entropy = -(columns * columns.clamp_min(1e-30).log()).sum(1)  # (B, p)
+        q, columns, o, weights, received = self.last
+        n, p = q.shape[1], columns.shape[2]
+        row_sums = (columns * received[:, None]).sum(2)  # (B, rows), tends to p a
+        error = (row_sums / (p * weights) - 1).abs() * (weights * n > 0.5)  # of rows that have tokens
+        share = columns / (weights[:, :, None] * n)  # (B, rows, p), of each single token
+        entropy = -(columns * share.clamp_min(1e-30).log()).sum(1)  # (B, p)
         unit = _unit(self.references)
         alike = (unit @ unit.T).fill_diagonal_(-1) > 0.95  # (p, p)
         return {
             "kept_variance": float((o.var(1).sum(-1) / q.var(1).sum(-1).clamp_min(1e-30)).mean()),
             "tokens_per_reference": float(entropy.exp().mean()),
-            "marginal_error": float((row_sums * (n / p) - 1).abs().amax()),
+            "marginal_error": float(error.amax()),
             "duplicate_references": float(alike.any(1).sum()),
             "reference_drift": float(1 - (unit * _unit(self.placed)).sum(1).mean()),
         }
 
     def __getstate__(self):
         return {**self.__dict__, "last": None}  # deepcopy and pickle copy the layer, not its last batch
+
+
+def _merge(q: torch.Tensor, members: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean token of each code (B, K, d) and its share of the tokens (B, K), not quite 0 where it has none."""
+    counts = members.sum(1)  # (B, K)
+    merged = members.transpose(1, 2) @ q / counts.clamp_min(1)[:, :, None]  # (B, K, d)
+    return merged, counts.clamp_min(1e-30) / q.shape[1]
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:

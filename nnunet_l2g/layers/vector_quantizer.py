@@ -82,11 +82,15 @@ class VectorQuantizer(nn.Module):
         return distance.argmin(-1)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self.quantise(h)[0]
+
+    def quantise(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What forward does: q (B, n, d), and the codes (B, n)."""
         codes = self.codes(h.detach())  # (B, n)
         e = F.embedding(codes, self.codebook)  # (B, n, d)
         self.loss = self.beta * F.mse_loss(h, e) if self.training else None
         self.pending = (h.detach(), codes) if self.training else None
-        return h + (e - h).detach()
+        return h + (e - h).detach(), codes
 
     @torch.no_grad()
     def initialise(self, h: torch.Tensor) -> None:
@@ -135,4 +139,3 @@ class VectorQuantizer(nn.Module):
     def __getstate__(self):
         # deepcopy and pickle copy the layer, not its last batch
         return {**self.__dict__, "loss": None, "pending": None}
-

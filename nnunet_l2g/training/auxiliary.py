@@ -6,7 +6,7 @@ from torch import nn
 
 
 class LossWithAuxiliary(nn.Module):
-    """L = L_seg(output, target) + network.auxiliary_loss(), which the last training forward left behind; None adds nothing.
+    """L = L_seg(output, target) + network.auxiliary_loss(target), of the last training forward; None adds nothing.
 
     Parameters
     ----------
@@ -23,5 +23,6 @@ class LossWithAuxiliary(nn.Module):
 
     def forward(self, output, target):
         segmentation = self.loss(output, target)
-        auxiliary = self._network[0].auxiliary_loss()
+        full = target[0] if isinstance(target, (list, tuple)) else target  # (B, 1 or regions, *spatial)
+        auxiliary = self._network[0].auxiliary_loss(full)
         return segmentation if auxiliary is None else segmentation + auxiliary

@@ -32,7 +32,7 @@ class FocalLoss(nn.Module):
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         target = (target[:, 0] if target.dim() == logits.dim() else target).long()  # (B, *spatial)
         entropy = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")  # -log p_t, (B, *spatial)
-        focal = (-torch.expm1(-entropy)).clamp_min(0) ** self.gamma * entropy  # (B, *spatial)
+        focal = (-torch.expm1(-entropy)).clamp_min(1e-12) ** self.gamma * entropy  # (B, *spatial)
         return focal.sum() / (target != self.ignore_index).sum().clamp_min(1)
 
 
@@ -48,7 +48,7 @@ class BinaryFocalLoss(nn.Module):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")  # (B, R, *spatial)
-        focal = (-torch.expm1(-entropy)).clamp_min(0) ** self.gamma * entropy
+        focal = (-torch.expm1(-entropy)).clamp_min(1e-12) ** self.gamma * entropy
         return focal.mean() if self.reduction == "mean" else focal
 
 

@@ -52,8 +52,9 @@ def read_voxels(folder: Path, case: str) -> np.ndarray:
         else:
             import blosc2
 
+            content = path.read_bytes()  # a name of its own: some versions of blosc2 read from it and do not keep it
             # not blosc2.open, which, in some versions, computes what a file names
-            voxels = np.asarray(blosc2.ndarray_from_cframe(path.read_bytes())[:])
+            voxels = np.asarray(blosc2.ndarray_from_cframe(content)[:])
     except Exception as error:  # each library has its own
         raise UserError(f"{path}: cannot be read as a preprocessed image ({_cause(error)}); {REMEDY}") from error
     if voxels.ndim != 4 or voxels.dtype.kind not in "fiu":
