@@ -1,6 +1,6 @@
 """What a training step takes on plans of real size, counted and not measured: operations, and what the backward keeps.
 
-python benchmarks/step_count.py [--plan malc acdc idrid] [-o step_count.json]
+python benchmarks/step_count.py [--plan malc acdc idrid] [--candidates] [-o step_count.json]
 
 Networks run on torch's meta device, so this needs neither a GPU nor minutes. Operations are those of convolutions and matrix
 products (torch.utils.flop_counter) in forward and backward of a batch, and in the forward of one patch, as prediction makes
@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import torch
+from candidates.l2gnet_candidates import CANDIDATES
 from fixed_plans import PLANS, Plan, make_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timing import MIB, conditions, write_json
@@ -37,24 +40,31 @@ def main() -> int:
     default = ["malc", "acdc", "idrid"]
     parser.add_argument("--plan", choices=PLANS, nargs="+", default=default, metavar="PLAN", help="default: %(default)s")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--candidates", action="store_true", help="forms of L2GNet in candidates/, not the three networks")
     args = parser.parse_args()
+    others = {name: trainer.network_settings for name, trainer in CANDIDATES.items()} if args.candidates else {}
     plans = {}
     for name in args.plan:
-        rows = plans[name] = count_plan(PLANS[name])
+        rows = plans[name] = count_plan(PLANS[name], others)
         for network, row in rows.items():
-            print(f"{name:<12}{network:<10}{row['gflop']:>12.1f} GFLOP{row['gflop_ratio']:>8.3f}", end="")
+            short = network.removeprefix("nnUNetTrainer")
+            print(f"{name:<12}{short:<24}{row['gflop']:>12.1f} GFLOP{row['gflop_ratio']:>8.3f}", end="")
             print(f"{row['memory_mib']:>12.1f} MiB{row['memory_ratio']:>8.3f}", end="")
             print(f"  forward{row['forward_gflop']:>10.1f} GFLOP{row['forward_ratio']:>8.3f}", flush=True)
     write_json(conditions(torch.device("cpu")) | {"plans": plans}, args.output)
     return 0
 
 
-def count_plan(plan: Plan) -> dict[str, dict]:
-    """Operations and bytes by network, the plain one first."""
+def count_plan(plan: Plan, candidates: dict[str, dict]) -> dict[str, dict]:
+    """Operations and bytes by network, the plain one first; of candidates, arguments of L2GNet by name, if there are any."""
     configuration = PlansManager(make_plans(plan)).get_configuration("benchmark")
     data = torch.empty(plan.batch, plan.channels, *plan.patch, device="meta")
     made = {"vanilla": architectures.GLUA.from_plans(configuration, plan.channels, plan.classes)}  # without a target: plain
-    made |= {name: getattr(architectures, name).from_plans(configuration, plan.channels, plan.classes) for name in NETWORKS}
+    wanted = {name: ("L2GNet", settings) for name, settings in candidates.items()} or {name: (name, {}) for name in NETWORKS}
+    made |= {
+        name: getattr(architectures, network).from_plans(configuration, plan.channels, plan.classes, **settings)
+        for name, (network, settings) in wanted.items()
+    }
     rows: dict[str, dict] = {}
     for name, network in made.items():
         network.to("meta").train()
@@ -79,7 +89,7 @@ def training_loss(network: nn.Module, data: torch.Tensor, with_target: bool) -> 
     loss = sum(output.softmax(1).square().mean() for output in network(data))
     if with_target:
         loss = loss + network._seen.target.square().mean()
-    auxiliary = network.auxiliary_loss()
+    auxiliary = network.auxiliary_loss(torch.empty_like(data[:, :1]))
     return loss if auxiliary is None else loss + auxiliary
 
 
@@ -107,27 +117,39 @@ def count(forward: Callable[[], torch.Tensor], network: nn.Module) -> tuple[floa
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         forward().backward()
     parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    sizes: dict[int, tuple[str, int]] = {}  # part and bytes, by storage
+    kept: list[weakref.ref[Kept]] = []  # what no graph holds any more is gone from it
     inside: list[str] = []
     for name, module in network.named_modules():
         if name:
             module.register_forward_pre_hook(lambda *_, part=name.split(".")[0]: inside.append(part))
             module.register_forward_hook(lambda *_: inside.pop() and None)
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            sizes.setdefault(storage._cdata, (inside[-1] if inside else "loss", storage.nbytes()))
-        return tensor.detach()
+    def pack(tensor: torch.Tensor) -> Kept:
+        saved = Kept(tensor.detach(), inside[-1] if inside else "loss")
+        kept.append(weakref.ref(saved))
+        return saved
 
     attention = mock.patch("torch.nn.functional.scaled_dot_product_attention", lambda q, k, v, **_: Fused.apply(q, k, v))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), attention:
-        loss = forward()  # the graph lives as long as the loss: no storage's address is used twice
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor), attention:
+        loss = forward()  # what it needs for its gradient lives as long as the loss
+    sizes: dict[int, tuple[str, int]] = {}  # part and bytes, by storage
+    for saved in filter(None, (reference() for reference in kept)):
+        storage = saved.tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            sizes.setdefault(storage._cdata, (saved.part, storage.nbytes()))
     parts: dict[str, float] = {}
     for part, size in sizes.values():
         parts[part] = parts.get(part, 0.0) + size / MIB
     del loss
     return gflop_of(counter), parts
+
+
+@dataclass(eq=False)
+class Kept:
+    """A tensor that a graph has saved, and the part of the network that saved it."""
+
+    tensor: torch.Tensor
+    part: str
 
 
 def count_forward(network: nn.Module, data: torch.Tensor) -> float:

@@ -1,5 +1,6 @@
 """Two gloo processes on the CPU: stock nnU-Net's DDP wants nccl and GPUs."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -19,4 +20,6 @@ def _process(rank, function, folder, arguments):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save(function(rank, *arguments), Path(folder, str(rank)))
-    dist.destroy_process_group()
+    dist.barrier()
+    # Not destroy_process_group: in torch 2.6 it joins gloo's thread while that one waits for the interpreter to free a tensor.
+    os._exit(0)

@@ -130,14 +130,39 @@ def test_labels_are_not_needed_where_there_are_none():
 
 def test_code_dropout_rebuilds_whole_images_in_training_and_mixes_otherwise():
     block = make(keep_features=0.25).l2g[0]
-    z = torch.randn(64, 24, 2, 2, 2)
-    tokens = torch.randn(64, 8, 16)
-    rebuilt = block.project_out(tokens).transpose(1, 2).reshape(z.shape)
-    torch.testing.assert_close(block.eval()._replace(z, tokens), 0.25 * z + 0.75 * rebuilt)
-    kept = [torch.equal(one, other) for one, other in zip(block.train()._replace(z, tokens), z, strict=True)]
+    z, made = torch.randn(64, 24, 2, 2, 2), torch.randn(64, 24, 2, 2, 2)
+    torch.testing.assert_close(block.eval()._mix(z, made), 0.25 * z + 0.75 * made)
+    found = block.train()._mix(z, made)
+    kept = [torch.equal(one, other) for one, other in zip(found, z, strict=True)]
     assert 4 < sum(kept) < 32
-    found = block._replace(z, tokens)
-    assert all(torch.equal(f, a) or torch.equal(f, b) for f, a, b in zip(found, z, rebuilt, strict=True))
+    assert all(keep or torch.equal(f, m) for keep, f, m in zip(kept, found, made, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"references_per_class": 2}, {"keep_features": 0.5}, {"iterations": 0}])
+def test_blocks_over_codes_equal_blocks_over_tokens(settings):
+    """Values, the losses and the gradients of all parameters but project_in, whose tokens share their code's mean gradient."""
+    torch.manual_seed(0)
+    one, z = L2GBlock(6, 8, 5, 4, num_classes=3, **settings).train(), torch.randn(2, 6, 8, 8)
+    nn.init.normal_(one.project_out.weight)
+    one(z)
+    one.after_step()  # places codes and references
+    two = copy.deepcopy(one)
+    two.over_codes = True
+    target, weight, results = tester.make_target(z), torch.randn(2, 6, 8, 8), []
+    for block in (one, two):
+        torch.manual_seed(1)
+        out = block(z)
+        tie = block.class_loss(target)
+        ((out * weight).sum() + block.loss + (0 if tie is None else tie)).backward()
+        gradients = {name: p.grad for name, p in block.named_parameters() if not name.startswith("project_in")}
+        results.append((out, block.loss, tie, gradients, block.diagnostics()))
+    (out, loss, tie, gradients, values), (out_2, loss_2, tie_2, gradients_2, values_2) = results
+    torch.testing.assert_close(out_2, out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((loss_2, tie_2) if settings.get("references_per_class") else loss_2,
+                               (loss, tie) if settings.get("references_per_class") else loss)  # fmt: skip
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_2[name], gradient, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    assert values_2 == pytest.approx(values, rel=1e-3, abs=1e-4)
 
 
 def test_options_that_are_off_are_not_in_the_settings():

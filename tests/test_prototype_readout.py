@@ -19,7 +19,7 @@ def make(source="image", seed=0):
 
 def test_equals_the_equation_written_out():
     readout, features, collected = make()
-    found = readout(features, collected)
+    found = readout(features, collected).detach()
     assert found.shape == (2, 2, 4, 3)
     query = readout.project_features.weight @ features[1, :, 2, 1]
     for c in range(2):
@@ -27,7 +27,7 @@ def test_equals_the_equation_written_out():
             F.cosine_similarity(query, readout.project_prototypes.weight @ collected[1, j], dim=0)
             for j in range(3 * c, 3 * c + 3)
         ]
-        assert float(found[1, c, 2, 1]) == pytest.approx(float(0.7 * max(cosines) / 0.1), rel=1e-4)
+        assert float(found[1, c, 2, 1]) == pytest.approx(0.7 * float(max(cosines).detach()) / 0.1, rel=1e-4)
 
 
 def test_starts_at_zero_and_learns():

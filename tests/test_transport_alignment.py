@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_l2g.layers import TransportAlignment, sinkhorn_potentials
+from nnunet_l2g.layers.transport_alignment import merge_tokens
 
 D = 16
 
@@ -120,14 +121,13 @@ def coded(codes=7, n=50, seed=0):
 def test_a_plan_over_codes_is_the_plan_over_tokens(iterations, marginal):
     torch.manual_seed(0)
     layer, (q, members) = TransportAlignment(D, 4, iterations=iterations).double().train(), coded()
-    over_tokens = layer.align(q, None, marginal)
+    output, collected, row_logits = layer.align(q, None, marginal)
     diagnostics = layer.diagnostics()
-    over_codes = layer.align(q, members, marginal)
-    for one, other in zip(over_codes, over_tokens, strict=True):
-        if one.shape[2] == 4:  # row logits are of use through their softmax only
-            one, other = one.softmax(2), other.softmax(2)
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-    assert layer.last.columns.shape == (2, 7, 4)  # made over codes
+    merged_output, merged_collected, merged_logits = layer.align(*merge_tokens(q, members), marginal)
+    assert merged_output.shape == (2, 7, D)
+    torch.testing.assert_close(members @ merged_output, output, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(merged_collected, collected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(members @ merged_logits.softmax(2), row_logits.softmax(2), rtol=1e-10, atol=1e-12)
     assert layer.diagnostics() == pytest.approx(diagnostics, rel=1e-6, abs=1e-9)
 
 
@@ -135,10 +135,11 @@ def test_gradients_over_codes_are_those_over_tokens_averaged_within_a_code():
     torch.manual_seed(0)
     layer, (q, members), weight = TransportAlignment(D, 4).double(), coded(), torch.randn(2, 50, D).double()
     gradients = []
-    for merged in (None, members):
+    for over_codes in (False, True):
         layer.zero_grad()
         x = q.clone().requires_grad_()
-        (layer.align(x, merged)[0] * weight).sum().backward()
+        output = members @ layer.align(*merge_tokens(x, members))[0] if over_codes else layer.align(x)[0]
+        (output * weight).sum().backward()
         gradients.append((x.grad, layer.references.grad))
     (tokens, references), (codes, other_references) = gradients
     torch.testing.assert_close(other_references, references, rtol=1e-8, atol=1e-10)

@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_l2g.layers.class_ties import ClassTies, class_shares
 from nnunet_l2g.layers.precision import full_precision
-from nnunet_l2g.layers.transport_alignment import TransportAlignment
+from nnunet_l2g.layers.transport_alignment import TransportAlignment, merge_tokens
 from nnunet_l2g.layers.vector_quantizer import VectorQuantizer
 
 
@@ -43,7 +43,7 @@ class L2GBlock(nn.Module):
     eps, iterations, solver, relaxation
         See TransportAlignment. iterations=0 is the softmax twin.
     over_codes : bool
-        Makes the plan over codes in place of tokens: see TransportAlignment.align.
+        After quantisation works on the K codes in place of the N tokens, see merge_tokens: the same values in less memory.
     num_classes, references_per_class, class_weight, shuffled_classes
         See ClassTies, which references_per_class turns on; num_references is then that of all classes.
     feed_back : bool
@@ -146,33 +146,34 @@ class L2GBlock(nn.Module):
         with full_precision(z.device.type):
             h = self.project_in(z.float().flatten(2).transpose(1, 2))  # (B, N, d)
             q, codes = (h, None) if self.quantizer is None else self.quantizer.quantise(h)  # (B, N, d), (B, N)
-            o, collected, row_logits = self._align(q, codes)
-            self._log_p = self.ties.log_probabilities(row_logits) if self.ties is not None and self.training else None
-            self._grid = tuple(z.shape[2:])
+            counts = members = None
+            if self.over_codes:
+                members = (codes[:, :, None] == torch.arange(len(self.quantizer.codebook), device=codes.device)).to(q.dtype)
+                q, counts = merge_tokens(q, members)  # (B, K, d), (B, K); in what follows n is N, or K
+            o, collected, row_logits = q, None, None
+            if self.alignment is not None:
+                marginal = None if self.ties is None else self.ties.column_marginal()
+                o, collected, row_logits = self.alignment.align(q, counts, marginal)  # (B, n, d), (B, p, d), (B, n, p)
+            self._log_p = None
+            if self.ties is not None and self.training:
+                log_p = self.ties.log_probabilities(row_logits)  # (B, n, G)
+                self._log_p, self._grid = log_p if members is None else members @ log_p, tuple(z.shape[2:])
             if not self.feed_back:
                 return z, collected
             if self.keep_features < 1:
-                return self._replace(z, q + o), collected
-            o = F.instance_norm(o.transpose(1, 2)).transpose(1, 2)  # (B, N, d), over voxels
-            update = self.gamma * self.project_out(o)  # (B, N, C)
-        return z + update.transpose(1, 2).reshape(z.shape).to(z.dtype), collected
+                made = self.project_out(q + o)  # (B, n, C)
+            else:
+                made = self.gamma * self.project_out(_instance_norm(o, counts))  # (B, n, C)
+            made = made if members is None else members @ made  # (B, N, C)
+            made = made.transpose(1, 2).reshape(z.shape)
+        return self._mix(z, made) if self.keep_features < 1 else z + made.to(z.dtype), collected
 
-    def _align(self, q: torch.Tensor, codes: torch.Tensor | None):
-        """o (B, N, d), g (B, p, d), row logits (B, N, p); the latter two are None without references."""
-        if self.alignment is None:
-            return q, None, None
-        members = None
-        if self.over_codes:
-            members = (codes[:, :, None] == torch.arange(len(self.quantizer.codebook), device=codes.device)).to(q.dtype)
-        return self.alignment.align(q, members, None if self.ties is None else self.ties.column_marginal())
-
-    def _replace(self, z: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Features z (B, C, *spatial) of which some images, or in eval a share of each, are rebuilt from tokens (B, N, d)."""
-        rebuilt = self.project_out(tokens).transpose(1, 2).reshape(z.shape)  # (B, C, *spatial)
+    def _mix(self, z: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        """z, of which some images, or in eval a share of each, are replaced by what was made of codes; (B, C, *spatial) all."""
         keep = torch.full((len(z), *[1] * (z.ndim - 1)), self.keep_features, device=z.device)  # (B, 1, ...)
         if self.training:
             keep = torch.bernoulli(keep)
-        return (keep * z + (1 - keep) * rebuilt).to(z.dtype)
+        return (keep * z + (1 - keep) * made).to(z.dtype)
 
     def class_loss(self, target: torch.Tensor) -> torch.Tensor | None:
         """ClassTies' loss () of the last training forward against a target of nnU-Net's loss, see class_shares; or None."""
@@ -241,3 +242,12 @@ class L2GBlock(nn.Module):
 
     def __getstate__(self):
         return {**self.__dict__, "_log_p": None}  # deepcopy copies the block, not its last batch
+
+
+def _instance_norm(o: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+    """IN over tokens (B, n, d), of which each counts as often as `counts` (B, n) says."""
+    if counts is None:
+        return F.instance_norm(o.transpose(1, 2)).transpose(1, 2)
+    weights = (counts / counts.sum(1, keepdim=True))[:, None]  # (B, 1, n)
+    centred = o - weights @ o
+    return centred * (weights @ centred.square() + 1e-5).rsqrt()  # (B, n, d)

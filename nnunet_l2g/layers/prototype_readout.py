@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunet_l2g.layers.distributed import sum_over_ranks, world_size
 
@@ -62,10 +63,15 @@ class PrototypeReadout(nn.Module):
             collected = self.mean.expand(len(features), -1, -1)
         prototypes = self.project_prototypes(collected)[:, : self.num_classes * self.per_class]  # (B, C m, w)
         prototypes = F.normalize(prototypes.float(), dim=2, eps=1e-3)
+        # made again in the backward: cosines with all prototypes at stride 2 are larger than the decoder's own features there
+        best = checkpoint(self._best, features, prototypes, use_reentrant=False, preserve_rng_state=False)  # (B, n, C)
+        return self.alpha / TEMPERATURE * best.transpose(1, 2).unflatten(2, features.shape[2:])
+
+    def _best(self, features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
+        """The largest cosine of each feature (B, C, *spatial) with prototypes (B, C m, w) of each class -> (B, n, C)."""
         queries = self.project_features(features.flatten(2).transpose(1, 2)).float()  # (B, n, w)
         cosines = F.normalize(queries, dim=2, eps=1e-3) @ prototypes.transpose(1, 2)  # (B, n, C m)
-        best = cosines.unflatten(2, (-1, self.per_class)).amax(3)  # (B, n, C)
-        return self.alpha / TEMPERATURE * best.transpose(1, 2).unflatten(2, features.shape[2:])
+        return cosines.unflatten(2, (-1, self.per_class)).amax(3)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -13,7 +13,7 @@ from nnunet_l2g.layers.sinkhorn import check_transport, sinkhorn_potentials
 
 
 class Plan(NamedTuple):
-    """How n tokens, or n groups of equal ones, are tied to p references."""
+    """How n tokens are tied to p references."""
 
     scores: torch.Tensor  # S (B, n, p)
     columns: torch.Tensor  # A (B, n, p) scaled so that columns sum to 1: what a reference collects
@@ -25,9 +25,9 @@ class Alignment(NamedTuple):
     """What one forward did, detached: for logs, figures and tests."""
 
     queries: torch.Tensor  # (B, n, d)
-    columns: torch.Tensor  # A (B, n, p), or (B, K, p) over codes: each column sums to 1, what a reference collects
+    columns: torch.Tensor  # A (B, n, p): each column sums to 1, what a reference collects
     output: torch.Tensor  # (B, n, d)
-    weights: torch.Tensor  # a (B, n) or (B, K): share of each row in all tokens
+    counts: torch.Tensor  # (B, n), how many tokens each row stands for
     received: torch.Tensor  # (B, p), p times the share of all tokens
 
 
@@ -109,34 +109,26 @@ class TransportAlignment(nn.Module):
         return Plan(scores, collecting.softmax(1), kernel + v[:, None, :], received)
 
     def align(
-        self, q: torch.Tensor, members: torch.Tensor | None = None, column_marginal: torch.Tensor | None = None
+        self, q: torch.Tensor, counts: torch.Tensor | None = None, column_marginal: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """o (B, n, d), what references collect g (B, p, d), and the plan's row_logits (B, n, p).
 
-        members : (B, n, K), optional
-            Which of K codes each token is, one-hot. Tokens of a code are equal, so the plan is made over codes that weigh as
-            much as they have tokens: the same plan, in O(K p) memory. The gradient of a token is then the mean over the tokens
-            of its code.
+        counts : (B, n), optional
+            How many equal tokens each of q stands for, see merge_tokens: the plan over codes is the plan over tokens.
         column_marginal : (p,), optional
             b: which share of the tokens each reference is to receive.
         """
-        tokens, weights = (q, None) if members is None else _merge(q, members)
-        plan = self.plan(tokens, weights, column_marginal)
-        collected = plan.columns.transpose(1, 2) @ tokens  # (B, p, d)
-        output, row_logits = plan.row_logits.softmax(2) @ collected, plan.row_logits  # (B, n, d), (B, n, p)
-        if members is not None:
-            output, row_logits = members @ output, members @ row_logits
-        self.last = self._record(q, plan, output, weights) if self.training else None
-        return output, collected, row_logits
+        plan = self.plan(q, None if counts is None else counts / counts.sum(1, keepdim=True), column_marginal)
+        collected = plan.columns.transpose(1, 2) @ q  # (B, p, d)
+        output = plan.row_logits.softmax(2) @ collected  # (B, n, d)
+        self.last = None
+        if self.training:
+            counts = torch.ones_like(q[:, :, 0]) if counts is None else counts
+            self.last = Alignment(q.detach(), plan.columns.detach(), output.detach(), counts, plan.received)
+        return output, collected, plan.row_logits
 
     def forward(self, q: torch.Tensor) -> torch.Tensor:
         return self.align(q)[0]
-
-    @staticmethod
-    def _record(q: torch.Tensor, plan: Plan, output: torch.Tensor, weights: torch.Tensor | None) -> Alignment:
-        if weights is None:
-            weights = q.new_full((1, 1), 1 / q.shape[1]).expand(q.shape[:2])
-        return Alignment(q.detach(), plan.columns.detach(), output.detach(), weights, plan.received)
 
     @torch.no_grad()
     def initialise(self, q: torch.Tensor, shares: torch.Tensor | None = None) -> None:
@@ -170,16 +162,15 @@ class TransportAlignment(nn.Module):
         """
         if self.last is None:
             return {}
-        q, columns, o, weights, received = self.last
-        n, p = q.shape[1], columns.shape[2]
-        row_sums = (columns * received[:, None]).sum(2)  # (B, rows), tends to p a
-        error = (row_sums / (p * weights) - 1).abs() * (weights * n > 0.5)  # of rows that have tokens
-        share = columns / (weights[:, :, None] * n)  # (B, rows, p), of each single token
-        entropy = -(columns * share.clamp_min(1e-30).log()).sum(1)  # (B, p)
+        q, columns, o, counts, received = self.last
+        n, p = counts.sum(1, keepdim=True), columns.shape[2]  # (B, 1), tokens of an image
+        row_sums = (columns * received[:, None]).sum(2)  # (B, rows), tends to p counts / n
+        error = (row_sums * n / (p * counts) - 1).abs() * (counts > 0.5)  # of rows that have tokens
+        entropy = -(columns * (columns / counts[:, :, None]).clamp_min(1e-30).log()).sum(1)  # (B, p), over single tokens
         unit = _unit(self.references)
         alike = (unit @ unit.T).fill_diagonal_(-1) > 0.95  # (p, p)
         return {
-            "kept_variance": float((o.var(1).sum(-1) / q.var(1).sum(-1).clamp_min(1e-30)).mean()),
+            "kept_variance": float((_variance(o, counts / n) / _variance(q, counts / n).clamp_min(1e-30)).mean()),
             "tokens_per_reference": float(entropy.exp().mean()),
             "marginal_error": float(error.amax()),
             "duplicate_references": float(alike.any(1).sum()),
@@ -190,11 +181,22 @@ class TransportAlignment(nn.Module):
         return {**self.__dict__, "last": None}  # deepcopy and pickle copy the layer, not its last batch
 
 
-def _merge(q: torch.Tensor, members: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean token of each code (B, K, d) and its share of the tokens (B, K), not quite 0 where it has none."""
+def merge_tokens(q: torch.Tensor, members: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B, n, d) of which many are equal, by the K kinds they are of: each kind's token (B, K, d) and count (B, K).
+
+    members (B, n, K) is one-hot. What is then made of the kinds, y (B, K, ?), is spread to the tokens by members @ y. A kind's
+    token is the mean over its tokens, so that in the backward each of them gets the mean of their gradients. Counts are never
+    quite 0: their logarithm is taken.
+    """
     counts = members.sum(1)  # (B, K)
     merged = members.transpose(1, 2) @ q / counts.clamp_min(1)[:, :, None]  # (B, K, d)
-    return merged, counts.clamp_min(1e-30) / q.shape[1]
+    return merged, counts.clamp_min(1e-30)
+
+
+def _variance(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Of rows x (B, n, d) that weigh (B, n), summed over d -> (B,)."""
+    mean = weights[:, None] @ x  # (B, 1, d)
+    return ((x - mean).square().sum(2) * weights).sum(1)
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
