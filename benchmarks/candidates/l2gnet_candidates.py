@@ -8,8 +8,6 @@ nnU-Net finds them by name, with any schedule, when this folder is in its variab
 
 from __future__ import annotations
 
-import sys
-
 from nnunet_l2g.trainers import nnUNetTrainerL2GNet
 from nnunet_l2g.training.schedules import make_scheduled_trainer
 
@@ -41,6 +39,5 @@ globals().update(CANDIDATES)
 
 def __getattr__(name: str) -> type:
     """Schedules, as nnunet_l2g.trainers makes them."""
-    trainer = make_scheduled_trainer(name, CANDIDATES, __name__)
-    setattr(sys.modules[__name__], name, trainer)
+    globals()[name] = trainer = make_scheduled_trainer(name, CANDIDATES, __name__)
     return trainer
