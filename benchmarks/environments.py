@@ -4,15 +4,18 @@
 
 For each interpreter that is found, and each of both ends, a virtual environment is made (6 GB with CUDA's libraries, removed
 afterwards), the checkout is installed into it, and `pytest -m "not slow and not commands"` is run. JSON is added to.
-Exit status 1 if a test failed. Without arguments: every python3.10 to python3.13 on PATH, both ends.
+Exit status 1 if a test failed, or if the tests took longer than --minutes. Without arguments: every python3.10 to python3.13 on
+PATH, both ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +30,7 @@ ASKED = ("nnunetv2", "torch", "numpy", "dynamic-network-architectures")
 VERSIONS = f"import importlib.metadata as m, json; print(json.dumps({{name: m.version(name) for name in {ASKED}}}))"
 
 
-def test_environment(python: str, versions: str, folder: Path, more: list[str]) -> dict:
+def test_environment(python: str, versions: str, folder: Path, minutes: float, more: list[str]) -> dict:
     """Makes the environment and runs the suite in it; what was installed, and the counts of the tests."""
     code = "import sys; print(*sys.version_info[:3])"
     version = tuple(map(int, subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()))
@@ -41,18 +44,32 @@ def test_environment(python: str, versions: str, folder: Path, more: list[str]) 
     print(f"Python {'.'.join(map(str, version))}, {installed}: installed in {time.time() - began:.0f} s", flush=True)
     began = time.time()
     command = [inside, "-m", "pytest", "-q", "-m", "not slow and not commands", *more]
-    run = subprocess.run(list(map(str, command)), cwd=PROJECT, capture_output=True, text=True)
-    output = run.stdout.splitlines()
-    print(*[line for line in output if line.startswith(("FAILED", "ERROR"))], output[-1] if output else run.stderr, sep="\n")
-    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", output[-1])}
+    status, output = run_tests(list(map(str, command)), minutes)
+    lines = output.splitlines() or ["no output"]
+    print(*[line for line in lines if line.startswith(("FAILED", "ERROR"))], lines[-1], sep="\n", flush=True)
+    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1])}
     return {
         "python": ".".join(map(str, version)),
         "versions": versions,
         **installed,
         **{kind: counts.get(kind, 0) for kind in ("passed", "failed", "skipped", "error")},
         "seconds": round(time.time() - began),
-        "exit_status": run.returncode,
+        "exit_status": status,
     }
+
+
+def run_tests(command: list[str], minutes: float) -> tuple[int, str]:
+    """Exit status and output; after so many minutes all its processes are ended, and the status is 124."""
+    child = subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = child.communicate(timeout=60 * minutes)
+        return child.returncode, output
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        output, _ = child.communicate()
+        return 124, f"{output}\nstopped after {minutes:g} minutes"
 
 
 def main() -> None:
@@ -60,6 +77,7 @@ def main() -> None:
     parser.add_argument("--python", nargs="+", default=[name for name in PYTHONS if shutil.which(name)])
     parser.add_argument("--versions", nargs="+", choices=("oldest", "newest"), default=["oldest", "newest"])
     parser.add_argument("--folder", type=Path, help="where environments are kept and used again; default: a temporary one")
+    parser.add_argument("--minutes", type=float, default=60, help="after which a run counts as failed; default: %(default)s")
     parser.add_argument("--json", type=Path)
     parser.add_argument("more", nargs="*", help="after --, for pytest")
     args = parser.parse_args()
@@ -67,7 +85,7 @@ def main() -> None:
     for python in args.python:
         for versions in args.versions:
             with tempfile.TemporaryDirectory() as temporary:
-                results.append(test_environment(python, versions, args.folder or Path(temporary), args.more))
+                results.append(test_environment(python, versions, args.folder or Path(temporary), args.minutes, args.more))
             if args.json:
                 write(args.json, results[-1])
     if not results or any(result["exit_status"] for result in results):

@@ -76,3 +76,17 @@ def test_nnunets_commands_train_and_predict_with_one(planned, tmp_path):
         "-i", planned.path("raw", RICH, "imagesTs"), "-o", tmp_path / "predicted", **variables,
     )  # fmt: skip
     assert list((tmp_path / "predicted").glob("*.nii.gz"))
+
+
+def test_costs_are_those_that_the_page_says():
+    root = FOLDER.parents[1]
+    page = " ".join((root / "docs" / "methods" / "l2gnet.md").read_text(encoding="utf-8").split())
+    plans = json.loads((root / "benchmarks" / "step_count_candidates.json").read_text())["plans"]
+    most = {
+        plan: {key: f"{max(row[key] for row in rows.values()):.2f}" for key in ("gflop_ratio", "memory_ratio")}
+        for plan, rows in plans.items()
+    }
+    assert all(set(rows) == {"vanilla", *NAMES} for rows in plans.values())
+    assert f"at most {max(each['gflop_ratio'] for each in most.values())} of vanilla's operations" in page
+    memory = [most[plan]["memory_ratio"] for plan in ("malc", "acdc", "idrid")]
+    assert f"at most {memory[0]} of vanilla's on MALC's plans, {memory[1]} on ACDC's, {memory[2]} on IDRiD's" in page

@@ -35,3 +35,17 @@ def test_fuzzing_is_that_of_the_record():
     millions = sum(entry["executions"] for entry in record) / 1e6
     mended = sum(entry["findings_mended"] for entry in record)
     assert f"{len(record)} parsers, at least 120 s each, {millions:.1f} million executions, {mended} faults" in PAGE
+
+
+def test_versions_are_those_of_the_record():
+    """Each Python with both ends of what is allowed, and a row for each in compatibility.md."""
+    record = load("benchmarks/environments.json")
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8").split("## Versions")[1]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| 3.")]
+    assert rows == [
+        [run["python"], run["nnunetv2"], run["torch"], run["numpy"], f"{run['passed']} passed, {run['skipped']} skipped"]
+        for run in record
+    ]
+    assert all(run["exit_status"] == run["failed"] == run["error"] == 0 for run in record)
+    ends = {(run["python"].rsplit(".", 1)[0], run["versions"]) for run in record}
+    assert ends == {(f"3.{minor}", end) for minor in (10, 11, 12, 13) for end in ("oldest", "newest")}
