@@ -90,7 +90,8 @@ class L2GNet(PlanNetwork):
         arguments = signature.bind(0, **block)
         arguments.apply_defaults()
         kept = {key: value for key, value in arguments.arguments.items() if key not in TRAINING_ONLY}
-        optional = {**{key: kept.pop(key) for key in OPTIONAL}, "decoder_levels": list(decoder_levels), "readout": readout}
+        optional = {**{key: kept.pop(key) for key in OPTIONAL}, "readout": readout}
+        optional["decoder_levels"] = sorted(decoder_levels, reverse=True)  # in the order of the decoder
         defaults = {**{key: signature.parameters[key].default for key in OPTIONAL}, "decoder_levels": [], "readout": None}
         # an option that is off is not stored, so that weights from before it was there still fit
         on = {key: value for key, value in optional.items() if value != defaults[key]}

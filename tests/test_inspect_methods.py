@@ -1,5 +1,6 @@
 """What `nnunet_l2g inspect` shows of L2GNet, GRCSF and GLUA: which files, and that their numbers are right."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -37,19 +38,32 @@ def open_model(folder, **options):
 # ---- L2GNet ----
 
 
-def make_plan(scores, iterations=50, eps=0.1):
+def make_plan(scores, iterations=50, eps=0.1, received=None):
     """The layer's plan of given scores (n, p)."""
     layer = TransportAlignment(4, scores.shape[1], eps, iterations)
     layer.scores = lambda *_: torch.from_numpy(scores)[None]
-    columns = layer.plan(torch.zeros(1, len(scores), 4)).columns
+    plan = layer.plan(torch.zeros(1, len(scores), 4), None, None if received is None else torch.from_numpy(received).float())
     tokens = np.random.default_rng(0).normal(size=(len(scores), 4))
-    return Plan(scores, columns[0].double().numpy(), tokens, tokens, eps, iterations)
+    received = plan.received[0].double().numpy() / scores.shape[1]
+    return Plan(scores, plan.columns[0].double().numpy(), tokens, tokens, eps, iterations, received)
+
+
+def test_a_plan_is_measured_against_its_own_marginal():
+    received = np.array([0.7, 0.1, 0.1, 0.1])
+    found = measure_plan(make_plan(np.random.default_rng(0).uniform(-1, 1, (40, 4)), 300, received=received))
+    assert found["marginal_error"] < 1e-3 and 0.5 < found["objective"]["reached"] < 1
+    assert np.allclose(exact_plan(np.random.default_rng(0).uniform(-1, 1, (40, 4)), received).sum(0), received)
+
+
+def test_a_relaxed_plan_has_no_exact_one():
+    plan = make_plan(np.eye(4))
+    assert "objective" not in measure_plan(dataclasses.replace(plan, relaxed=True)) and "objective" in measure_plan(plan)
 
 
 def test_objectives_against_closed_forms():
     """Two tokens for each of four references, score 1 with its own and 0 else: the exact plan reaches 1, the even one 1/4."""
     scores = np.repeat(np.eye(4), 2, 0)
-    assert np.allclose(exact_plan(scores), scores / 8)
+    assert np.allclose(exact_plan(scores, np.full(4, 0.25)), scores / 8)
     found = measure_plan(make_plan(scores))
     assert found["objective"]["exact"] == pytest.approx(1) and found["objective"]["product"] == pytest.approx(0.25)
     weight = np.exp(10) / (np.exp(10) + 3)  # entropic: softmax of S / eps, by symmetry

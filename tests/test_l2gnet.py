@@ -169,6 +169,7 @@ def test_options_that_are_off_are_not_in_the_settings():
     """Weights from before an option was there still fit."""
     stored = decode_settings(make().settings)
     assert set(stored) == {"network", "format", "levels", "dim", "num_codes", "num_references", "eps", "iterations"}
+    make(levels=(), decoder_levels=(0, 1)).load_state_dict(make(levels=(), decoder_levels=(1, 0)).state_dict())
     with pytest.raises(RuntimeError, match="references_per_class: checkpoint 2, here 'none'"):
         make().load_state_dict(make(references_per_class=2).state_dict())
 
@@ -188,9 +189,9 @@ def test_patch_size_may_change():
 
 
 def test_memory_estimate_is_the_plain_networks():
-    assert make().compute_conv_feature_map_size((16, 16, 24)) == tester.make_backbone(
-        "plain_3d"
-    ).compute_conv_feature_map_size((16, 16, 24))
+    assert make().compute_conv_feature_map_size((16, 16, 24)) == tester.make_backbone("plain_3d").compute_conv_feature_map_size(
+        (16, 16, 24)
+    )
 
 
 def test_steps_place_codes_first_and_references_at_the_stated_steps():
@@ -323,6 +324,29 @@ def test_two_processes_train_like_one_with_the_whole_batch():
     for name, value in expected_state.items():
         assert torch.equal(state[name], other_state[name]), name
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def _ddp_candidate(rank, candidate, batches):
+    """Three steps of a candidate with its labels under DDP, placement included; the state and the last gradients."""
+    network = make("plain_2d", **CANDIDATES[candidate], reference_steps=(1, 2)).train()
+    wrapped = torch.nn.parallel.DistributedDataParallel(network)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.9, nesterov=True)
+    for x in [batch.chunk(2)[rank] for batch in batches]:
+        optimizer.zero_grad()
+        loss = sum(o.square().mean() for o in wrapped(x)) + network.auxiliary_loss(tester.make_target(x))
+        loss.backward()
+        optimizer.step()
+        network.after_step()
+    return {**network.state_dict(), **{f"{name}'s gradient": p.grad for name, p in network.named_parameters()}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("candidate", ["readout_of_the_dataset", "class_tied_without_feedback", "code_dropout"])
+def test_two_processes_of_a_candidate_stay_alike(candidate):
+    first, second = run_two_processes(_ddp_candidate, candidate, [torch.randn(4, 1, 32, 48) for _ in range(3)])
+    assert any("gradient" in name for name in first)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
 
 
 @pytest.mark.slow

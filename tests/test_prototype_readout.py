@@ -60,6 +60,16 @@ def test_a_prototype_of_nothing_is_finite():
     assert torch.isfinite(features.grad).all()
 
 
+def test_alpha_learns_in_float32_under_autocast():
+    """Its gradient is a sum over all voxels, times the gradient scaler's factor."""
+    readout, features, collected = make()
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = readout(features.half(), collected)
+    assert found.dtype == torch.float32
+    (65536 * 16 * found.sum()).backward()
+    assert torch.isfinite(readout.alpha.grad) and readout.alpha.grad != 0
+
+
 def test_a_bad_source_is_named():
     with pytest.raises(ValueError, match="readout is 'mean', expected one of"):
         PrototypeReadout(6, 5, 2, 1, source="mean")

@@ -216,6 +216,7 @@ def test_extreme_but_bounded_scores_stay_finite_in_float32():
         (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=-1), r"\(T\) is -1"),
         (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=1, solver="emd"), "'emd'"),
         (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=1, relaxation=0.0), r"\(rho\) is 0.0"),
+        (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=1, relaxation=math.inf), r"\(rho\) is inf"),
         (dict(scores=torch.zeros(1, 4, 2), eps=1, iterations=1, relaxation=1.0, solver="pot"), "expected solver 'log'"),
     ],
 )

@@ -235,6 +235,7 @@ class PluginTrainer(nnUNetTrainer):
             super().save_checkpoint(written)
             written.seek(0)
             checkpoint = torch.load(written, map_location="cpu", weights_only=False)  # our own, of this moment
+            del written  # hundreds of MiB
             checkpoint[EXTRA_KEY] = {**self.extra_state(), RANDOM_KEY: get_random_state(self.device)}
             # a user's network may have a mask of -Inf among its buffers
             buffers = [f"network_weights.{name}" for name, _ in self.raw_network.named_buffers()]

@@ -47,7 +47,7 @@ def inspect_l2gnet(model: Model, case: Case, view: View, on_grid: np.ndarray, de
     maps = tile_maps(case.data, model.patch_size, look, device, "codes and references")
     found = {"patch": {"slice": index, "box": box, "labels": of}, "levels": {}}
     for level, block in zip(network.places, network.l2g, strict=True):
-        prefix = "" if len(network.places) == 1 else f"level{level}_"
+        prefix = "" if len(network.places) == 1 else f"{level}_" if isinstance(level, str) else f"level{level}_"
         here = found["levels"][str(level)] = {}
         if block.quantizer is not None:
             codes = maps[f"codes{level}"][0]
@@ -62,7 +62,9 @@ def _plan(block, explained: dict) -> Plan | None:
     if block.alignment is None:
         return None
     values = {key: explained[key][0].double().cpu().numpy() for key in ("scores", "columns", "tokens", "output")}
-    return Plan(**values, eps=block.alignment.eps, iterations=block.alignment.iterations)
+    received = explained["received"][0].double().cpu().numpy()
+    layer = block.alignment
+    return Plan(**values, eps=layer.eps, iterations=layer.iterations, received=received, relaxed=layer.relaxation is not None)
 
 
 def _token_labels(guide: np.ndarray, values: list[int], grid: list[int]) -> np.ndarray:

@@ -14,7 +14,11 @@ ALIKE = 0.95  # cosine of two references' columns above which one picture is eno
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one patch: scores S and columns A (n, p), tokens q and output o (n, d); eps, iterations T of the layer."""
+    """Of one patch: scores S and columns A (n, p), tokens q and output o (n, d); eps, iterations T of the layer.
+
+    received (p,) : which share of the tokens each reference receives, 1 / p with uniform marginals
+    relaxed : the column marginal is a wish, so there is no exact plan to compare with
+    """
 
     scores: np.ndarray
     columns: np.ndarray
@@ -22,6 +26,17 @@ class Plan:
     output: np.ndarray
     eps: float
     iterations: int
+    received: np.ndarray
+    relaxed: bool = False
+
+    @property
+    def mass(self) -> np.ndarray:
+        """Pi (n, p), which sums to 1."""
+        return self.columns * self.received
+
+    @property
+    def has_exact(self) -> bool:
+        return self.iterations > 0 and not self.relaxed
 
     @property
     def effective_tokens(self) -> np.ndarray:
@@ -41,26 +56,26 @@ class Plan:
 
 
 def measure_plan(plan: Plan) -> dict:
-    """Numbers of a plan Pi = A / p under uniform marginals, and of the exact one by POT where the layer transports (T > 0).
+    """Numbers of a plan Pi, and of the exact one with its column marginal by POT where the layer transports (T > 0).
 
     objective : <Pi, S>, of the layer's plan, of the exact plan and of the product of the marginals, which knows no scores
     reached : (layer - product) / (exact - product)
     """
     n, p = plan.columns.shape
-    rows = plan.columns.sum(1)  # (n,), tend to p / n
+    rows = plan.mass.sum(1)  # (n,), tend to 1 / n
     found = {
         "tokens": n,
         "references": p,
         "eps": plan.eps,
         "iterations": plan.iterations,
-        "marginal_error": float(np.abs(rows * n / p - 1).max()),
+        "marginal_error": float(np.abs(rows * n - 1).max()),
         "kept_variance": float(plan.output.var(0).sum() / max(plan.tokens.var(0).sum(), 1e-30)),
         "tokens_per_reference": float(plan.effective_tokens.mean()),
         "distinct_references": len(plan.top),
     }
-    if plan.iterations:
-        layer, product = float((plan.columns / p * plan.scores).sum()), float(plan.scores.mean())
-        exact = float((exact_plan(plan.scores) * plan.scores).sum())
+    if plan.has_exact:
+        layer, product = float((plan.mass * plan.scores).sum()), float((plan.scores * plan.received).sum() / n)
+        exact = float((exact_plan(plan.scores, plan.received) * plan.scores).sum())
         reached = (layer - product) / (exact - product) if exact > product else None
         found["objective"] = {
             "layer": layer, "exact": exact, "product": product, "difference": layer - exact, "reached": reached,
@@ -68,21 +83,20 @@ def measure_plan(plan: Plan) -> dict:
     return found
 
 
-def exact_plan(scores: np.ndarray) -> np.ndarray:
-    """The plan (n, p) that maximises <Pi, S> under uniform marginals, without entropy: POT's network simplex."""
+def exact_plan(scores: np.ndarray, received: np.ndarray) -> np.ndarray:
+    """The plan (n, p) that maximises <Pi, S> with columns that sum to received (p,), without entropy: POT's network simplex."""
     import ot  # large, and only needed here
 
-    n, p = scores.shape
-    return ot.emd(np.full(n, 1 / n), np.full(p, 1 / p), -scores.astype(np.float64))
+    return ot.emd(np.full(len(scores), 1 / len(scores)), received / received.sum(), -scores.astype(np.float64))
 
 
 def draw_plan(plan: Plan, found: dict, prefix: str, output: Output) -> None:
     """plan.png: the layer's plan, and beside it the exact one in the same order and colours."""
     n, p = plan.columns.shape
     error = f"largest marginal error {found['marginal_error']:.2g}"
-    plans = [(f"plan of the layer: {_kind(plan)}\n{error}", plan.columns * n)]
-    if plan.iterations:
-        exact = exact_plan(plan.scores)
+    plans = [(f"plan of the layer: {_kind(plan)}\n{error}", plan.mass * n * p)]
+    if plan.has_exact:
+        exact = exact_plan(plan.scores, plan.received)
         plans.append(("exact plan: network simplex, no entropy\nmarginals hold", exact * n * p))
     columns = np.argsort(plan.effective_tokens, kind="stable")
     rows = np.lexsort((-plan.columns.max(1), np.argsort(columns)[plan.columns.argmax(1)]))
@@ -100,13 +114,15 @@ def draw_plan(plan: Plan, found: dict, prefix: str, output: Output) -> None:
         figure.colorbar(drawn, ax=list(axes), label="mass, 1: as much as if all shared evenly", extend="max")
 
     text = "Transport plan of one patch; the marginal error is relative, of a token's mass."
-    if plan.iterations:
+    if plan.has_exact:
         objective = found["objective"]
         reached = "" if objective["reached"] is None else f", {objective['reached']:.0%} of the way from the even plan to it"
         text += (
             f" Objective <Plan, S>: layer {objective['layer']:.4f}, exact {objective['exact']:.4f}{reached} (even plan "
             f"{objective['product']:.4f})."
         )
+    elif plan.relaxed:
+        text += " Its column marginal is a wish, so there is no exact plan to compare with."
     else:
         text += " This twin has a softmax over tokens for each reference in the place of transport, so tokens have no marginal."
     path = output.add(f"{prefix}plan.png", "the transport plan of one patch, with the exact plan")

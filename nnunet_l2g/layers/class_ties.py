@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -48,7 +50,7 @@ class ClassTies(nn.Module):
         super().__init__()
         if per_class < 1:
             raise ValueError(f"references_per_class is {per_class}, expected at least 1")
-        if weight < 0 or not 0 <= decay < 1:
+        if not 0 <= weight < math.inf or not 0 <= decay < 1:
             raise ValueError(f"class_weight is {weight} and decay {decay}, expected 0 or more, and 0 <= decay < 1")
         self.num_classes, self.per_class, self.weight, self.decay, self.shuffled = (
             num_classes, per_class, weight, decay, shuffled
@@ -80,7 +82,7 @@ class ClassTies(nn.Module):
         self.shares = shares
         counted = shares.sum(2)  # (B, n), 1 or the share that is not ignored
         hit = (log_p.detach().argmax(2) == shares.argmax(2)) * counted
-        self.accuracy = hit.sum() / counted.sum().clamp_min(1e-6)
+        self.accuracy = hit.sum() / counted.sum()  # NaN where all of it is ignored
         tie = -(shares * log_p).sum() / counted.sum().clamp_min(1e-6)
         unit = F.normalize(references, dim=1).unflatten(0, (-1, self.per_class))  # (G, m, d)
         cosines = (unit @ unit.transpose(1, 2)).clamp_min(0)  # (G, m, m)
@@ -94,8 +96,9 @@ class ClassTies(nn.Module):
             return
         total = sum_over_ranks(self.shares.sum((0, 1)))  # (G,)
         self.shares = None
-        self.updates += 1
-        rate = (1 / self.updates).clamp_min(1 - self.decay) * (total.sum() > 0)
+        seen = total.sum() > 0  # false where all of it was ignored
+        self.updates += seen
+        rate = (1 / self.updates.clamp_min(1)).clamp_min(1 - self.decay) * seen
         self.prior.lerp_(total / total.sum().clamp_min(1e-6), rate)
 
     def diagnostics(self) -> dict[str, float]:
@@ -121,17 +124,12 @@ def class_shares(target: torch.Tensor, num_classes: int, grid: tuple[int, ...]) 
     size = target.shape[2:]
     pool = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
     labels_only = target.shape[1] == 1 and num_classes > 1
-    if labels_only:
-        masks = [target == label for label in range(num_classes)]  # (B, 1, *spatial) each
-        free = torch.zeros_like(masks[0])
-    else:
-        free = torch.ones_like(target[:, :1], dtype=torch.bool)
-        if target.shape[1] > num_classes:
-            free = target[:, num_classes:] == 0  # not ignored
-        masks = []
-        for region in reversed(range(num_classes)):
-            inside = (target[:, region : region + 1] != 0) & free
-            masks.insert(0, inside)
-            free = free & ~inside
-    # one class at a time: all of them at full resolution would need more memory than the network's features
-    return torch.cat([pool(mask.float(), grid).flatten(2) for mask in [*masks, free]], 1).transpose(1, 2)  # (B, n, G)
+    # (B, 1, *spatial), of no class yet and not ignored
+    free = target[:, num_classes:] == 0 if target.shape[1] > num_classes else torch.ones_like(target[:, :1], dtype=torch.bool)
+    pooled = []  # one class at a time: all of them at full resolution would need more memory than the network's features
+    for label in reversed(range(num_classes)):
+        inside = (target == label) if labels_only else (target[:, label : label + 1] != 0) & free
+        free = free & ~inside
+        pooled.append(pool(inside.float(), grid).flatten(2))  # (B, 1, n)
+    rest = torch.zeros_like(pooled[0]) if labels_only else pool(free.float(), grid).flatten(2)
+    return torch.cat([*pooled[::-1], rest], 1).transpose(1, 2)  # (B, n, G)

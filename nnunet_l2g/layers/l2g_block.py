@@ -43,7 +43,7 @@ class L2GBlock(nn.Module):
     eps, iterations, solver, relaxation
         See TransportAlignment. iterations=0 is the softmax twin.
     over_codes : bool
-        After quantisation works on the K codes in place of the N tokens, see merge_tokens: the same values in less memory.
+        After quantisation works on the K codes in place of the N tokens, see merge_tokens: the same values.
     num_classes, references_per_class, class_weight, shuffled_classes
         See ClassTies, which references_per_class turns on; num_references is then that of all classes.
     feed_back : bool
@@ -57,7 +57,8 @@ class L2GBlock(nn.Module):
 
     Shapes
     ------
-    forward: (B, C, *spatial) -> the same, same dtype. The auxiliary loss () of a training forward is in ``loss``.
+    forward: (B, C, *spatial) -> the same, same dtype. The commitment loss () of a training forward is in ``loss``; the loss
+    that needs labels is ``class_loss``.
 
     Raises
     ------
@@ -187,7 +188,8 @@ class L2GBlock(nn.Module):
     def explain(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
         """What forward does with z (B, C, *spatial), for pictures; only what the block has, float32 or int64.
 
-        codes k (B, N), tokens q (B, N, d), scores S and columns A (B, N, p), output o (B, N, d).
+        codes k (B, N), tokens q (B, N, d), scores S and columns A (B, N, p), output o (B, N, d), received (B, p), the share of
+        the tokens that each reference receives.
         """
         found = {}
         with full_precision(z.device.type):
@@ -200,6 +202,7 @@ class L2GBlock(nn.Module):
                 marginal = None if self.ties is None else self.ties.column_marginal()
                 plan = self.alignment.plan(q, None, marginal)
                 found["scores"], found["columns"] = plan.scores, plan.columns
+                found["received"] = plan.received / plan.received.shape[1]
                 found["output"] = self.alignment.align(q, None, marginal)[0]
         return found
 

@@ -35,8 +35,8 @@ class PrototypeReadout(nn.Module):
 
     Shapes
     ------
-    forward: features (B, C, *spatial), g (B, p, d) -> (B, num_classes, *spatial). References of "none of the classes" come
-    last in p and are not read.
+    forward: features (B, C, *spatial), g (B, p, d) -> (B, num_classes, *spatial), float32. References of "none of the
+    classes" come last in p and are not read.
 
     Raises
     ------
@@ -65,7 +65,8 @@ class PrototypeReadout(nn.Module):
         prototypes = F.normalize(prototypes.float(), dim=2, eps=1e-3)
         # made again in the backward: cosines with all prototypes at stride 2 are larger than the decoder's own features there
         best = checkpoint(self._best, features, prototypes, use_reentrant=False, preserve_rng_state=False)  # (B, n, C)
-        return self.alpha / TEMPERATURE * best.transpose(1, 2).unflatten(2, features.shape[2:])
+        # in float32: alpha's gradient is a sum over all voxels, which float16 would not hold
+        return self.alpha / TEMPERATURE * best.float().transpose(1, 2).unflatten(2, features.shape[2:])
 
     def _best(self, features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
         """The largest cosine of each feature (B, C, *spatial) with prototypes (B, C m, w) of each class -> (B, n, C)."""

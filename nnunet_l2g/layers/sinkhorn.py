@@ -30,8 +30,8 @@ def sinkhorn_potentials(
         u_i = \log(p\,a_i) - \mathrm{LSE}_j(S_{ij}/\varepsilon + v_j),\quad
         v_j = \log(p\,b_j) - \mathrm{LSE}_i(S_{ij}/\varepsilon + u_i)
 
-    Columns of A sum to :math:`p\,b_j` exactly (v is updated last), rows tend to :math:`p\,a_i`. With ``iterations=0`` only v
-    is computed: a softmax over tokens for each reference, in which token i counts :math:`n\,a_i` times.
+    Columns of A sum to :math:`p\,b_j` exactly (v is updated last) unless relaxed, rows tend to :math:`p\,a_i`. With
+    ``iterations=0`` only v is computed: a softmax over tokens for each reference, in which token i counts :math:`n\,a_i` times.
 
     With a relaxation :math:`\rho` the column marginal is a wish: :math:`-\rho\,\mathrm{KL}(\Pi^T 1 \,|\, b)` is added to what
     is maximised, and v is multiplied by :math:`\rho / (\rho + \varepsilon)` [3].
@@ -51,7 +51,7 @@ def sinkhorn_potentials(
     solver : "log" or "pot"
         "log": the loop above, traceable by torch.compile. "pot": the same T iterations by POT's `ot.batch.solve_batch`.
     relaxation : float, optional
-        rho, in units of the scores; None is infinity. Not with "pot".
+        rho, in units of the scores; None keeps the marginal, as an infinite one would. Not with "pot".
 
     Returns
     -------
@@ -153,7 +153,7 @@ def check_transport(eps: float, iterations: int, solver: str, relaxation: float 
         raise ValueError(f"iterations (T) is {iterations}, expected an integer of 0 or more (0 is a softmax over tokens)")
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}, expected one of {SOLVERS}")
-    if relaxation is not None and not relaxation > 0:
+    if relaxation is not None and not 0 < relaxation < math.inf:
         raise ValueError(f"relaxation (rho) is {relaxation}, expected a positive number, or None for fixed column marginals")
     if relaxation is not None and solver == "pot":
         raise ValueError("relaxation with solver 'pot', expected solver 'log': POT's batched solver has fixed marginals only")

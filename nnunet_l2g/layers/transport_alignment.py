@@ -18,7 +18,7 @@ class Plan(NamedTuple):
     scores: torch.Tensor  # S (B, n, p)
     columns: torch.Tensor  # A (B, n, p) scaled so that columns sum to 1: what a reference collects
     row_logits: torch.Tensor  # (B, n, p), whose softmax over references is A scaled so that rows sum to 1
-    received: torch.Tensor | None  # (B, p) in training, the sums of A's own columns: 1 with uniform marginals
+    received: torch.Tensor  # (B, p), the sums of A's own columns: 1 with uniform marginals. Without gradient
 
 
 class Alignment(NamedTuple):
@@ -105,7 +105,7 @@ class TransportAlignment(nn.Module):
         kernel = scores / self.eps
         # Both normalisations of A = exp(kernel + u + v) are a softmax: the constant potential cancels.
         collecting = kernel + u[:, :, None]  # (B, n, p)
-        received = (collecting.logsumexp(1) + v).detach().exp() if self.training else None  # (B, p)
+        received = (collecting.detach().logsumexp(1) + v.detach()).exp()  # (B, p)
         return Plan(scores, collecting.softmax(1), kernel + v[:, None, :], received)
 
     def align(
@@ -123,7 +123,7 @@ class TransportAlignment(nn.Module):
         output = plan.row_logits.softmax(2) @ collected  # (B, n, d)
         self.last = None
         if self.training:
-            counts = torch.ones_like(q[:, :, 0]) if counts is None else counts
+            counts = torch.ones_like(q[:, :, 0]) if counts is None else counts  # (B, n)
             self.last = Alignment(q.detach(), plan.columns.detach(), output.detach(), counts, plan.received)
         return output, collected, plan.row_logits
 
@@ -135,19 +135,19 @@ class TransportAlignment(nn.Module):
         """Places the references by spherical k-means over centred tokens (B, n, d). Deterministic.
 
         shares : (B, n, G), optional
-            Of G classes in each token, 0 where unknown: the references are placed class by class, those of class c over the
-            tokens in which it is the commonest; a class without one keeps its references.
+            Of G classes in each token, 0 where unknown: the references are placed class by class, those of a class over the
+            tokens that hold at least half as much of it as any; small structures fill no token. A class that is in none keeps
+            its references.
         """
         directions = _unit(q - q.mean(1, keepdim=True)).flatten(0, 1)  # (B n, d)
         placed = self.references.detach().clone()
         if shares is None:
             placed = kmeans_centres(directions, len(placed))
         else:
-            known, owner = shares.flatten(0, 1).max(1)  # (B n,) each
-            for group, references in enumerate(placed.chunk(shares.shape[2])):
-                of_group = directions[(owner == group) & (known > 0)]
-                if len(of_group):
-                    references.copy_(kmeans_centres(of_group, len(references)))
+            for share, references in zip(shares.flatten(0, 1).T, placed.chunk(shares.shape[2]), strict=True):
+                of_class = directions[(share > 0) & (share >= share.max() / 2)]  # share (B n,)
+                if len(of_class):
+                    references.copy_(kmeans_centres(of_class, len(references)))
         self.references.copy_(from_rank_0(_unit(placed)))
         self.placed.copy_(self.references)
 

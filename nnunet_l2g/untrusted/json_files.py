@@ -32,8 +32,8 @@ def read_json(path: Path) -> object:
 
 
 def _integer(text: str) -> int:
-    if len(text) > MOST_DIGITS:
-        raise ValueError(f"a number has {len(text)} digits")
+    if (digits := len(text.lstrip("-"))) > MOST_DIGITS:
+        raise ValueError(f"a number has {digits} digits")
     return int(text)
 
 
