@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,9 @@ from throwaway import USER_TRAINERS, Environment, copy_project
 
 from nnunet_l2g.cli import main
 from nnunet_l2g.phantom import write_dataset
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell script that started the suite in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # so would all that is started here, and Ctrl-C is tested
 
 # As many test processes as cores, and nnU-Net's own beside them: threads of several processes only wait for one another.
 # nnU-Net itself asks for a thread a core; passive ones at least give the core away while they wait (else five times slower).
