@@ -144,14 +144,25 @@ def test_a_job_name_belongs_to_one_fold_of_one_results_folder(stub, tmp_path):  
 
 
 @pytest.fixture
-def local(stub, tmp_path):  # noqa: F811
+def local(stub, tmp_path, monkeypatch):  # noqa: F811
     """Submits a FoldJob for fold 0, as SLURM would run it."""
     (stub / "seconds").write_text("0.5")
+    start, started = submitit.local.local.start_controller, []
+
+    def start_and_hold(*arguments, **keywords):
+        """submitit starts a job and makes its folder afterwards: on a busy machine the job looks for it before it is there."""
+        started.append(start(*arguments, **keywords))
+        os.kill(started[-1].pid, signal.SIGSTOP)
+        return started[-1]
+
+    monkeypatch.setattr(submitit.local.local, "start_controller", start_and_hold)
 
     def submit(minutes=60.0):
         executor = submitit.LocalExecutor(tmp_path / "jobs" / "%j", max_num_timeout=10_000)
         executor.update_parameters(timeout_min=5)
-        return executor.submit(FoldJob(trainings(tmp_path, "0")[0], {}, minutes))
+        job = executor.submit(FoldJob(trainings(tmp_path, "0")[0], {}, minutes))
+        os.kill(started[-1].pid, signal.SIGCONT)
+        return job
 
     return submit
 
