@@ -23,6 +23,7 @@ import re
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,28 @@ METHODS = {  # GLUA before those that take its translation over
 TAKES_OVER = ("no mask", "translation only", "self-training")
 STAGE = "stage_translation.pth"
 RESAMPLES = 10_000
+PLAIN = """from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class {}(nnUNetTrainer):
+    def initialize(self):
+        self.num_epochs, self.num_iterations_per_epoch = {}, {}
+        super().initialize()
+"""
+TRANSLATES = """import nnunet_l2g.trainers
+
+
+class {}(nnunet_l2g.trainers.{}):
+    translation_settings = {{"width": {}}}
+    stage_settings = {{"slices": {}}}
+    translation_share = {}
+"""
 
 
 def main() -> None:
     args = parse_arguments()
-    work = Work(args, write_pair(args.pair, make(args.folder / "raw"), args.data))
+    pair = write_pair(args.pair, make(args.folder / "raw"), args.data)
+    work = Work(args, replace(pair, configuration=args.configuration or pair.configuration))
     work.prepare()
     result = {"conditions": conditions(torch.device(args.device)), "repeats": []}
     for repeat in range(args.repeats):
@@ -71,9 +89,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="for nnU-Net's folders, logs and predictions")
     parser.add_argument("--data", type=Path, help="nnUNet_raw with the real data that the pair is made of")
     parser.add_argument("--epochs", type=int, default=20, help="one that nnU-Net has a nnUNetTrainer_<N>epochs for")
+    parser.add_argument("--iterations", type=int, help="of an epoch; default: nnU-Net's 250")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--configuration", choices=("2d", "3d_fullres"), help="default: the pair's")
     parser.add_argument("--batch-size", type=int, help="of the plans; default: as planned")
     parser.add_argument("--translator-width", type=int, default=32, help="smaller for a CPU; default: %(default)s")
     parser.add_argument("--translation-share", type=float, default=0.5, help="epochs of it for each of the segmenter's")
@@ -164,18 +184,20 @@ class Work:
         }
 
     def trainer(self, method: str) -> str:
-        """Its name; with another translation than the default, of a trainer written for that, in WORK/trainers."""
-        name, schedule = METHODS[method], f"{self.args.epochs}epochs"
-        if "GLUA" not in name or (self.args.translator_width, self.args.slices, self.args.translation_share) == (32, 16, 0.5):
+        """Its name; with lengths or a translation that no trainer has, that of one written for it in WORK/trainers."""
+        args, name = self.args, METHODS[method]
+        schedule = f"{args.epochs}epochs" + (f"_{args.iterations}iterations" if args.iterations else "")
+        translation = (args.translator_width, args.slices, args.translation_share)
+        if "GLUA" in name and translation != (32, 16, 0.5):
+            written = f"{name}_w{args.translator_width}s{args.slices}_{schedule}"
+            code = TRANSLATES.format(written, f"{name}_{schedule}", *translation)
+        elif args.iterations and name == "nnUNetTrainer":
+            written = f"{name}_{schedule}"
+            code = PLAIN.format(written, args.epochs, args.iterations)
+        else:
             return f"{name}_{schedule}"
-        small = f"{name}_w{self.args.translator_width}s{self.args.slices}_{schedule}"
-        (self.folder / "trainers" / f"{small}.py").write_text(
-            f"import nnunet_l2g.trainers\n\n\nclass {small}(nnunet_l2g.trainers.{name}_{schedule}):\n"
-            f"    translation_share = {self.args.translation_share}\n"
-            f'    translation_settings = {{"width": {self.args.translator_width}}}\n'
-            f'    stage_settings = {{"slices": {self.args.slices}}}\n'
-        )
-        return small
+        (self.folder / "trainers" / f"{written}.py").write_text(code)
+        return written
 
     def score(self, predictions: Path) -> tuple[dict[str, float], dict[str, float]]:
         """Dice and HD95 by case, each the mean over structures."""

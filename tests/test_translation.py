@@ -15,9 +15,11 @@ from nnunet_l2g.training.stages import run_stage
 from nnunet_l2g.translation import TranslationStage, Translator, shift_of, structure_loss
 from nnunet_l2g.translation import stage as stage_module
 from nnunet_l2g.translation import translator as translator_module
+from nnunet_l2g.translation.content_view import ContentView
 from nnunet_l2g.translation.losses import aims_of_head, discriminator_loss, generate, generator_losses, segmentation_loss
 from nnunet_l2g.translation.slices import from_slices, pad, random_choice, to_slices
 from nnunet_l2g.translation.stage import learning_rate, linear_decay
+from nnunet_l2g.translation.translator import halvings_of
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -77,7 +79,7 @@ def no_figures(monkeypatch, request):
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize("patch", [(16, 20), (37, 45), (5, 7), (4, 24, 20), (3, 19, 30)], ids=str)
 def test_translations_have_the_patchs_shape(channels, patch):
-    translator = with_styles(make(channels, len(patch)))
+    translator = with_styles(make(channels, len(patch), halvings=channels - 1))
     x = noise(2, channels, *patch)
     styles = translator.draw_styles(2)
     for y in (translator.translate(x, styles), translator.translate_back(x, translator.encode_style(x, "source"))):
@@ -274,20 +276,49 @@ def test_moved_by_a_step_of_the_content_grid_the_translation_moves_along():
 # losses and gradients
 
 
-@pytest.mark.parametrize(("dims", "channels", "segmentation"), [(2, 1, 0), (2, 3, 2), (3, 2, 1)])
-def test_every_parameter_gets_a_finite_gradient_from_its_own_loss(dims, channels, segmentation):
-    translator = make(channels, dims, segmentation=segmentation)
-    stage = make_stage(translator)
+def test_the_cycle_pays_no_translation_for_what_it_hides():
+    """Cycle and content teach the encoder and the decoder from translations, but not the translations; the others do."""
+    translator = make(segmentation=1)
+    labels, known = torch.ones(3, 1, 16, 16), torch.ones(3, 1, 16, 16)
+    translator.thaw()
+    for gradient in (True, False):
+        view = ContentView(True, gradient, torch.Generator().manual_seed(0))
+        images = generate(translator, noise(3, 1, 16, 16), noise(3, 1, 16, 16, seed=1), view)
+        losses = generator_losses(translator, images, labels, known, view)
+        reached = {
+            key: torch.autograd.grad(value, images.st, retain_graph=True, allow_unused=True)[0] is not None
+            for key, value in losses.items()
+        }
+        through = {"cycle", "content", "segmentation"} if gradient else set()
+        assert {key for key, yes in reached.items() if yes} == {"style", "adversarial", "structure"} | through
+
+
+@pytest.mark.parametrize(("patch", "expected"), [((40, 40), 1), ((40, 56, 40), 1), ((8, 96, 95), 1), ((96, 112, 112), 2)])
+def test_small_slices_are_halved_once(patch, expected):
+    assert halvings_of(patch) == expected
+    translator = make(dims=len(patch), halvings=expected)
+    content = translator.generator.content(torch.zeros(1, 1, 48, 96))
+    assert content.shape == (1, TINY["width"] * 2**expected, 48 // 2**expected, 96 // 2**expected)
+
+
+@pytest.mark.parametrize(
+    ("dims", "channels", "segmentation", "halvings"), [(2, 1, 0, 2), (2, 3, 2, 1), (3, 2, 1, 1), (2, 1, 1, 0)]
+)
+@pytest.mark.parametrize("remap", [True, False])
+def test_every_parameter_gets_a_finite_gradient_from_its_own_loss(dims, channels, segmentation, halvings, remap):
+    translator = make(channels, dims, segmentation=segmentation, halvings=halvings)
+    stage = make_stage(translator, remap=remap, cycle_gradient=not remap)
     stage.begin()
-    source, target, aims = stage._images(next(batches(dims, channels)), 0)
-    images = generate(translator, source, target)
+    source, target, aims, view = stage._images(next(batches(dims, channels)), 0)
+    assert (view.remap, view.gradient) == (remap, not remap)
+    images = generate(translator, source, target, view)
     discriminator_loss(translator, images).backward()
     assert all(p.grad is None for p in translator.generator_parameters())
     for name, parameter in translator.named_parameters():
         if "discriminator" in name:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
             parameter.grad = None
-    stage._total(generator_losses(translator, images, *aims)).backward()
+    stage._total(generator_losses(translator, images, *aims, view=view)).backward()
     expected = sum(1 for _ in translator.generator_parameters())
     counted = 0
     for name, parameter in translator.named_parameters():
@@ -543,7 +574,7 @@ def test_a_short_training_brings_intensities_to_the_targets_and_leaves_edges_in_
         chosen = torch.randint(24, (2, 4), generator=generator)
         return {"data": cine[chosen[0]], "unlabelled": late[chosen[1]]}
 
-    translator = make(width=8, num_styles=6)
+    translator = make(width=8, num_styles=6, halvings=halvings_of(cine.shape[2:]))
     stage = TranslationStage(translator, CPU, 2, 60, 1, {}, slices=4, lr=2e-3)
     run_stage(stage, translator, batch, batch, str(tmp_path), print)
     torch.manual_seed(0)

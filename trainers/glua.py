@@ -20,7 +20,7 @@ from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
 from nnunet_l2g.trainers.base import PluginTrainer
 from nnunet_l2g.training.stages import Stage
 from nnunet_l2g.translation.stage import TranslationStage
-from nnunet_l2g.translation.translator import Translator
+from nnunet_l2g.translation.translator import Translator, halvings_of
 
 USED = ("average.", "target_styles")  # of the translator after its stage; the stage's own checkpoint has the rest
 
@@ -65,7 +65,8 @@ class nnUNetTrainerGLUA(PluginTrainer):
         self.translator = self.alignment_of_features = None
         if self.translation:
             outputs = len(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
-            settings = {"segmentation": outputs, **self.translation_settings}
+            settings = {"segmentation": outputs, "halvings": halvings_of(self.configuration_manager.patch_size)}
+            settings |= self.translation_settings
             self.translator = Translator(self.num_input_channels, dims, **settings).to(self.device).eval()
         if self.alignment:
             discriminator = DomainDiscriminator(network.deep_channels, dims).to(self.device)

@@ -19,7 +19,7 @@ from nnunet_l2g.inspection.tiles import tile_maps, to_patch
 from nnunet_l2g.inspection.view import View
 from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
 from nnunet_l2g.layers.local_feature_mask import local_feature_mask
-from nnunet_l2g.translation.translator import Translator
+from nnunet_l2g.translation.translator import Translator, halvings_of
 
 EXTRA_KEY = "nnunet_l2g"  # of trainers/base.py, which stands above this layer
 COLUMNS = 4
@@ -106,7 +106,8 @@ def _translate(translator: Translator, case: Case, view: View, device: str, outp
 
 def _load_translator(model: Model, state: dict) -> Translator:
     """The averaged weights and the styles: the rest is what its training needed."""
-    settings = {**getattr(model.trainer_class, "translation_settings", {}), "segmentation": 0}
+    settings = {"halvings": halvings_of(model.patch_size), **getattr(model.trainer_class, "translation_settings", {})}
+    settings["segmentation"] = 0
     translator = Translator(model.channels, len(model.patch_size), **settings).eval()
     try:
         translator.load_state_dict({**translator.state_dict(), **state})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -92,17 +94,14 @@ def shift_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         correlation = torch.fft.irfft2(cross, s=(height, width))  # (B, H, W), its origin in the corner
     reach = (max(1, height // 4), max(1, width // 4))
     correlation = torch.roll(correlation, reach, (1, 2))[:, : 2 * reach[0] + 1, : 2 * reach[1] + 1]
-    columns = correlation.shape[2]
-    peak, index = correlation.flatten(1).max(1)
-    found = torch.stack([index // columns, index % columns], 1)  # (B, 2)
-    shifts = []
-    for correlated, place, value in zip(correlation, found.tolist(), peak.tolist(), strict=True):
-        if value <= 1e-12:  # no edges
-            shifts.append((0.0, 0.0))
-            continue
-        lines = (correlated[:, place[1]].tolist(), correlated[place[0]].tolist())
-        shifts.append([p + _refinement(line, p) - r for line, p, r in zip(lines, place, reach, strict=True)])
-    return torch.tensor(shifts, dtype=torch.float32, device=a.device)
+    rows, columns = correlation.shape[1:]
+    peak, index = correlation.flatten(1).max(1)  # (B,)
+    row, column = index // columns, index % columns
+    sample = torch.arange(len(peak), device=peak.device)
+    down = _refined(row, rows, lambda r: correlation[sample, r, column])
+    right = _refined(column, columns, lambda c: correlation[sample, row, c])
+    found = torch.stack([down - reach[0], right - reach[1]], 1)  # (B, 2)
+    return torch.where(peak[:, None] > 1e-12, found, 0.0)  # else there are no edges
 
 
 def _edges(x: torch.Tensor) -> torch.Tensor:
@@ -115,10 +114,9 @@ def _edges(x: torch.Tensor) -> torch.Tensor:
     return (edges * window).view(batch, depth, height, width)
 
 
-def _refinement(line: list[float], place: int) -> float:
-    """Where the parabola through a peak and its neighbours is highest, in (-0.5, 0.5)."""
-    if not 0 < place < len(line) - 1:
-        return 0.0
-    before, peak, after = line[place - 1 : place + 2]
+def _refined(place: torch.Tensor, length: int, value: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Where the parabola through a line's peak and its neighbours is highest; (B,), no further than half a pixel from it."""
+    before, peak, after = (value((place + step).clamp(0, length - 1)) for step in (-1, 0, 1))
     curvature = before - 2 * peak + after
-    return 0.5 * (before - after) / curvature if curvature < 0 else 0.0
+    inside = (place > 0) & (place < length - 1) & (curvature < 0)
+    return place + torch.where(inside, 0.5 * (before - after) / torch.where(inside, curvature, -1.0), 0.0)

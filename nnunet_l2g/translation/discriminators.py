@@ -51,11 +51,11 @@ class ImageDiscriminator(nn.Module):
 
 
 class ContentDiscriminator(nn.Module):
-    """(N, 4 width, h, w) -> one map of scores: which domain is this content of?"""
+    """(N, channels, h, w) -> one map of scores: which domain is this content of?"""
 
-    def __init__(self, width: int):
+    def __init__(self, channels: int, width: int):
         super().__init__()
-        self.layers = _layers(4 * width, 2 * width, 3)
+        self.layers = _layers(channels, width, 3)
 
     def forward(self, content: torch.Tensor) -> list[torch.Tensor]:
         return [self.layers(content)]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_l2g.translation.alignment import structure_loss
+from nnunet_l2g.translation.content_view import ContentView
 from nnunet_l2g.translation.discriminators import least_squares
 from nnunet_l2g.translation.translator import Translator
 
@@ -17,8 +18,11 @@ WEIGHTS = {
 }  # fmt: skip
 
 
+AS_IT_IS = ContentView()
+
+
 class Images(NamedTuple):
-    """One pass of the generators; images (N, C, H, W), content codes (N, 4 width, H/4, W/4), styles (N, style_dim).
+    """One pass of the generators; images (N, C, H, W), content codes (N, m width, H/m, W/m), styles (N, style_dim).
 
     `st` is source content in a target style, `ts` the opposite; `ss` and `tt` are reconstructions.
     """
@@ -35,10 +39,10 @@ class Images(NamedTuple):
     ts: torch.Tensor
 
 
-def generate(translator: Translator, s: torch.Tensor, t: torch.Tensor) -> Images:
+def generate(translator: Translator, s: torch.Tensor, t: torch.Tensor, view: ContentView = AS_IT_IS) -> Images:
     """Both domains in both looks: the i-th source image takes the style of the i-th target image and vice versa."""
     generator = translator.generator
-    content_s, content_t = generator.content(torch.cat([s, t])).chunk(2)
+    content_s, content_t = generator.content(view(torch.cat([s, t]))).chunk(2)
     style_s, style_t = generator.styles["source"](s), generator.styles["target"](t)
     contents = torch.cat([content_s, content_t, content_s, content_t])
     styles = torch.cat([style_s, style_t, style_t, style_s])
@@ -62,9 +66,13 @@ def discriminator_loss(translator: Translator, images: Images) -> torch.Tensor:
 
 
 def generator_losses(
-    translator: Translator, images: Images, labels: torch.Tensor | None = None, known: torch.Tensor | None = None
+    translator: Translator,
+    images: Images,
+    labels: torch.Tensor | None = None,
+    known: torch.Tensor | None = None,
+    view: ContentView = AS_IT_IS,
 ) -> dict[str, torch.Tensor]:
-    r"""The terms, unweighted, in float32; both directions of each added.
+    r"""The terms, unweighted, in float32; both directions of each added. E stands for the encoder behind the view.
 
     =====================  ==============================================================================================
     reconstruction         :math:`|G(E(x), S(x)) - x|_1`
@@ -82,9 +90,11 @@ def generator_losses(
     ----------
     labels, known : (N, L, H, W) or None
         What the head shall find, 0 or 1, and where that is known. Needed if the translator has a head.
+    view : ContentView
+        As for `generate`.
     """
     generator = translator.generator
-    content_st, content_ts = generator.content(torch.cat([images.st, images.ts])).chunk(2)
+    content_st, content_ts = generator.content(view(torch.cat([images.st, images.ts]))).chunk(2)
     cycle_s, cycle_t = generator.decoder(
         torch.cat([content_st, content_ts]), torch.cat([images.style_s, images.style_t])
     ).chunk(2)

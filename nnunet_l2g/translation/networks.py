@@ -34,18 +34,17 @@ class ResidualBlock(nn.Module):
 
 
 class ContentEncoder(nn.Module):
-    """What is where: (N, C, H, W) -> (N, 4 width, H/4, W/4), shared by both domains.
+    """What is where: (N, C, H, W) -> (N, m width, H/m, W/m) with m = 2^halvings, shared by both domains.
 
     Instance norms remove each channel's mean and contrast: these are the style's.
     """
 
-    def __init__(self, channels: int, width: int):
+    def __init__(self, channels: int, width: int, halvings: int):
         super().__init__()
         self.layers = nn.Sequential(
             _normalised(channels, width, 7),
-            _normalised(width, 2 * width, 4, 2),
-            _normalised(2 * width, 4 * width, 4, 2),
-            *[ResidualBlock(4 * width) for _ in range(4)],
+            *[_normalised(width * 2**i, width * 2 ** (i + 1), 4, 2) for i in range(halvings)],
+            *[ResidualBlock(width * 2**halvings) for _ in range(4)],
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -84,22 +83,22 @@ class AdaptiveBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Content (N, 4 width, H/4, W/4) in a style (N, style_dim) -> image (N, C, H, W); the style alone says which domain."""
+    """Content (N, m width, H/m, W/m) in a style (N, style_dim) -> image (N, C, H, W); the style alone says which domain."""
 
-    def __init__(self, channels: int, width: int, style_dim: int, blocks: int = 4):
+    def __init__(self, channels: int, width: int, style_dim: int, halvings: int, blocks: int = 4):
         super().__init__()
-        self.blocks = nn.ModuleList(AdaptiveBlock(4 * width) for _ in range(blocks))
+        deepest = width * 2**halvings
+        self.blocks = nn.ModuleList(AdaptiveBlock(deepest) for _ in range(blocks))
         hidden = 8 * width
         self.modulation = nn.Sequential(
             nn.Linear(style_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
-            nn.Linear(hidden, blocks * 4 * 4 * width),
+            nn.Linear(hidden, blocks * 4 * deepest),
         )  # fmt: skip
-        # one group: an instance norm would remove the channel means that the style has just set
-        self.up = nn.Sequential(
-            nn.Upsample(scale_factor=2), _convolution(4 * width, 2 * width, 5), nn.GroupNorm(1, 2 * width), nn.ReLU(),
-            nn.Upsample(scale_factor=2), _convolution(2 * width, width, 5), nn.GroupNorm(1, width), nn.ReLU(),
-            _convolution(width, channels, 7),
-        )  # fmt: skip
+        layers = []
+        for wide in (width * 2**i for i in range(halvings, 0, -1)):
+            # one group: an instance norm would remove the channel means that the style has just set
+            layers += [nn.Upsample(scale_factor=2), _convolution(wide, wide // 2, 5), nn.GroupNorm(1, wide // 2), nn.ReLU()]
+        self.up = nn.Sequential(*layers, _convolution(width, channels, 7))
 
     def forward(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
         modulations = self.modulation(style).view(len(style), len(self.blocks), 4, -1)  # (N, blocks, 4, 4 width)
@@ -110,23 +109,24 @@ class Decoder(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Content (N, 4 width, h, w) -> logits (N, outputs, 4h, 4w)."""
+    """Content (N, m width, h, w) -> logits (N, outputs, m h, m w) with m = 2^halvings."""
 
-    def __init__(self, width: int, outputs: int):
+    def __init__(self, width: int, outputs: int, halvings: int):
         super().__init__()
-        self.layers = nn.Sequential(_normalised(4 * width, 2 * width, 3), nn.Conv2d(2 * width, outputs, 1))
+        self.scale = float(2**halvings)
+        self.layers = nn.Sequential(_normalised(width * 2**halvings, 2 * width, 3), nn.Conv2d(2 * width, outputs, 1))
 
     def forward(self, content: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(self.layers(content), scale_factor=4.0, mode="bilinear", align_corners=False)
+        return F.interpolate(self.layers(content), scale_factor=self.scale, mode="bilinear", align_corners=False)
 
 
 class Generator(nn.Module):
     """All that makes images: encoders and decoder; of these an EMA copy is kept for use."""
 
-    def __init__(self, channels: int, width: int, style_dim: int):
+    def __init__(self, channels: int, width: int, style_dim: int, halvings: int):
         super().__init__()
-        self.content = ContentEncoder(channels, width)
+        self.content = ContentEncoder(channels, width, halvings)
         self.styles = nn.ModuleDict(
             {"source": StyleEncoder(channels, width, style_dim), "target": StyleEncoder(channels, width, style_dim)}
         )
-        self.decoder = Decoder(channels, width, style_dim)
+        self.decoder = Decoder(channels, width, style_dim, halvings)

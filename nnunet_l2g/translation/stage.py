@@ -12,6 +12,7 @@ from nnunet_l2g.training.autoencoder_stage import bfloat16_where_possible
 from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.stages import Stage
 from nnunet_l2g.translation.alignment import shift_of
+from nnunet_l2g.translation.content_view import ContentView
 from nnunet_l2g.translation.losses import WEIGHTS, aims_of_head, discriminator_loss, generate, generator_losses
 from nnunet_l2g.translation.picture import draw_translation
 from nnunet_l2g.translation.slices import random_choice, to_slices
@@ -45,6 +46,8 @@ class TranslationStage(Stage):
         Decay of the average, approached as (1 + step) / (10 + step), so that a short training is not the average of its start.
     weights : mapping or None
         Of terms in losses.WEIGHTS that shall differ from it.
+    remap, cycle_gradient : bool
+        What content is encoded of in training, see ContentView (its `gradient`).
     ignore_label : int or None
         Of the source; the segmentation head alone asks.
     seed : int
@@ -75,6 +78,8 @@ class TranslationStage(Stage):
         decay_share: float = 0.4,
         ema: float = 0.999,
         weights: Mapping[str, float] | None = None,
+        remap: bool = True,
+        cycle_gradient: bool = False,
         ignore_label: int | None = None,
         seed: int = 0,
     ):
@@ -84,10 +89,12 @@ class TranslationStage(Stage):
         weights = WEIGHTS | weights
         lr = learning_rate(epochs * iterations) if lr is None else lr
         hyperparameters = dict(slices=slices, crop=crop, lr=lr, decay_share=decay_share, ema=ema, seed=seed)
+        hyperparameters |= dict(remap=remap, cycle_gradient=cycle_gradient)
         described = {f"weight_{key}": value for key, value in weights.items()}
         described |= {f"translator_{key}": value for key, value in translator.config.items()}
         super().__init__(epochs, iterations, validation_iterations, {**settings, **hyperparameters, **described})
         self.module, self.device, self.weights, self.ignore_label = translator, device, weights, ignore_label
+        self.remap, self.cycle_gradient = remap, cycle_gradient
         self.draw, self.draw_every = draw, draw_every
         self.slices, self.crop, self.lr, self.decay_share, self.ema, self.seed = slices, crop, lr, decay_share, ema, seed
         self.step, self.codes, self.pictured = 0, [], None
@@ -106,15 +113,15 @@ class TranslationStage(Stage):
         rate = self.lr * linear_decay(self.step, self.epochs * self.iterations, self.decay_share)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        source, target, aims = self._images(batch, self.step)
+        source, target, aims, view = self._images(batch, self.step)
         with bfloat16_where_possible(self.device):
-            images = generate(translator, source, target)
+            images = generate(translator, source, target, view)
             discriminator = discriminator_loss(translator, images)
         self._update(self.discriminator_optimizer, discriminator)
         for parameter in translator.discriminator_parameters():
             parameter.requires_grad_(False)
         with bfloat16_where_possible(self.device):
-            losses = generator_losses(translator, images, *aims)
+            losses = generator_losses(translator, images, *aims, view=view)
         total = self._total(losses)
         self._update(self.generator_optimizer, total)
         for parameter in translator.discriminator_parameters():
@@ -131,20 +138,20 @@ class TranslationStage(Stage):
         optimizer.step()
 
     def validation_step(self, batch: dict) -> dict[str, float]:
-        source, target, aims = self._images(batch, 0)  # the same slices each time
+        source, target, aims, view = self._images(batch, 0)  # the same slices each time
         if self.pictured is None:
             self.pictured = (batch["data"], batch["unlabelled"])
         with bfloat16_where_possible(self.device):
-            images = generate(self.module, source, target)
+            images = generate(self.module, source, target, view)
             discriminator = discriminator_loss(self.module, images)
-            losses = generator_losses(self.module, images, *aims)
+            losses = generator_losses(self.module, images, *aims, view=view)
         return self._numbers(images, losses, self._total(losses), discriminator)
 
     def _total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return sum(self.weights[key] * value for key, value in losses.items())
 
-    def _images(self, batch: dict, step: int) -> tuple[torch.Tensor, torch.Tensor, tuple]:
-        """Slices of source and target (N, C, h, w), and what the head shall find in the former."""
+    def _images(self, batch: dict, step: int) -> tuple[torch.Tensor, torch.Tensor, tuple, ContentView]:
+        """Slices of source and target (N, C, h, w), what the head shall find in the former, what content is encoded of."""
         if batch.get("unlabelled") is None:
             raise ValueError("the batch has no images of the target, expected them as batch['unlabelled']")
         source, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "unlabelled"))
@@ -167,6 +174,7 @@ class TranslationStage(Stage):
             source,
             target,
             () if labels is None else aims_of_head(labels, self.module.config["segmentation"], self.ignore_label),
+            ContentView(self.remap, self.cycle_gradient, noise),
         )
 
     @torch.no_grad()

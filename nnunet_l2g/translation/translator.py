@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -16,6 +16,11 @@ from nnunet_l2g.translation.slices import from_slices, pad, to_slices
 
 CHUNK = 64  # slices translated at a time: memory stays bounded for large patches
 DOMAINS = ("source", "target")
+
+
+def halvings_of(patch_size: Sequence[int]) -> int:
+    """How often the sides of a patch's slices are halved: a small one has no more than a few pixels for a wall to lose."""
+    return 2 if min(patch_size[-2:]) >= 96 else 1
 
 
 class Translator(nn.Module):
@@ -34,10 +39,12 @@ class Translator(nn.Module):
     dims : int
         2 or 3, of the patches. 3D patches are translated slice by slice along their first axis.
     width : int
-        Channels after the first convolution; content has four times as many.
+        Channels after the first convolution; content has 2^halvings times as many.
     style_dim : int
     num_styles : int
         Of the target, one for each cluster of its style codes.
+    halvings : int
+        Of an image's sides on the way to its content; see `halvings_of`.
     segmentation : int
         Outputs of a light segmentation head on content codes; 0: none. One for each label but the background, or for each
         region.
@@ -63,20 +70,22 @@ class Translator(nn.Module):
         style_dim: int = 8,
         num_styles: int = 6,
         segmentation: int = 0,
+        halvings: int = 2,
     ):
         super().__init__()
         if dims not in (2, 3):
             raise ValueError(f"dims={dims}: expected 2 or 3, the dimensions of a patch")
         self.channels, self.dims = channels, dims
-        self.generator = Generator(channels, width, style_dim)
+        self.generator = Generator(channels, width, style_dim, halvings)
         self.average = copy.deepcopy(self.generator)
         self.image_discriminators = nn.ModuleDict({domain: ImageDiscriminator(channels, 2 * width) for domain in DOMAINS})
-        self.content_discriminator = ContentDiscriminator(width)
-        self.head = SegmentationHead(width, segmentation) if segmentation else None
+        self.content_discriminator = ContentDiscriminator(width * 2**halvings, 2 * width)
+        self.head = SegmentationHead(width, segmentation, halvings) if segmentation else None
         self.register_buffer("target_styles", torch.zeros(num_styles, style_dim))
         self.config = dict(
-            channels=channels, dims=dims, width=width, style_dim=style_dim, num_styles=num_styles, segmentation=segmentation
-        )
+            channels=channels, dims=dims, width=width, style_dim=style_dim, num_styles=num_styles, segmentation=segmentation,
+            halvings=halvings,
+        )  # fmt: skip
         self.thaw(False)
 
     def generator_parameters(self) -> Iterator[nn.Parameter]:

@@ -1,0 +1,26 @@
+"""Does adaptation help? Cine to black-blood phantoms, all by command lines, as benchmarks/adaptation.py runs them."""
+
+import json
+
+import pytest
+from test_benchmarks import script
+
+pytestmark = [pytest.mark.commands, pytest.mark.slow]
+
+
+def test_adapted_it_finds_what_source_only_training_does_not(tmp_path, monkeypatch):
+    """Minutes of training, no label of the target: source only finds next to nothing there."""
+    for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+        monkeypatch.setenv(name, "2")
+    output = tmp_path / "gain.json"
+    script(
+        "adaptation.py", "--pair", "phantom", "--folder", tmp_path, "--device", "cpu", "--epochs", 4, "--iterations", 75,
+        "--batch-size", 4, "--translation-share", 2, "--translator-width", 8, "--slices", 4, "--methods", "source only",
+        "GLUA", "-o", output,
+    )  # fmt: skip
+    (rows,) = json.loads(output.read_text())["repeats"]
+    before, after = rows["source only"], rows["GLUA"]
+    assert len(after["dice"]) == 12
+    assert after["mean_dice"] > before["mean_dice"] + 0.3
+    assert sum(after["dice"][case] > before["dice"][case] for case in after["dice"]) >= 11
+    assert not (tmp_path / "raw" / "Dataset902_PhantomBlackBlood" / "labelsTr").exists()
