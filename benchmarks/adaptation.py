@@ -48,12 +48,13 @@ METHODS = {  # GLUA before those that take its translation over
 TAKES_OVER = ("no mask", "translation only", "self-training")
 STAGE = "stage_translation.pth"
 RESAMPLES = 10_000
+KEPT = ("pair", "epochs", "iterations", "batch_size", "translator_width", "slices", "translation_share")
 PLAIN = """from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
 class {}(nnUNetTrainer):
     def initialize(self):
-        self.num_epochs, self.num_iterations_per_epoch = {}, {}
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = {}, {}, {}
         super().initialize()
 """
 TRANSLATES = """import nnunet_l2g.trainers
@@ -132,6 +133,7 @@ class Work:
     def prepare(self) -> None:
         """Plans, adapts, and preprocesses the ceiling's data with the source's plans."""
         configuration = self.pair.configuration
+        self.refuse_other_settings()
         self.once("plan", "nnUNetv2_plan_and_preprocess", "-d", self.source, "-c", configuration, "--no_pp")
         self.set_batch_size(self.folder / "preprocessed" / self.pair.source / "nnUNetPlans.json")
         self.once("preprocess", "nnUNetv2_preprocess", "-d", self.source, "-c", configuration)
@@ -143,6 +145,16 @@ class Work:
             self.once("plans_supervised", "nnUNetv2_move_plans_between_datasets", *names)
             named = ("-c", configuration, "-plans_name", plans)
             self.once("preprocess_supervised", "nnUNetv2_preprocess", "-d", supervised, *named)
+
+    def refuse_other_settings(self) -> None:
+        """SystemExit if WORK was made with other lengths or plans: what is there would be taken for what was asked for."""
+        ours = {key: getattr(self.args, key) for key in KEPT} | {"configuration": self.pair.configuration}
+        file = self.folder / "settings.json"
+        theirs = json.loads(file.read_text()) if file.exists() else ours
+        other = [f"{key}: there {theirs.get(key)}, here {value}" for key, value in ours.items() if theirs.get(key) != value]
+        if other:
+            raise SystemExit(f"{file} is of other settings ({'; '.join(other)}); name another --folder")
+        file.write_text(json.dumps(ours, indent=1) + "\n")
 
     def set_batch_size(self, plans: Path) -> None:
         if self.args.batch_size is not None:
@@ -193,7 +205,8 @@ class Work:
             code = TRANSLATES.format(written, f"{name}_{schedule}", *translation)
         elif args.iterations and name == "nnUNetTrainer":
             written = f"{name}_{schedule}"
-            code = PLAIN.format(written, args.epochs, args.iterations)
+            validation = max(1, round(args.iterations / 5))  # as nnU-Net's 50 of 250
+            code = PLAIN.format(written, args.epochs, args.iterations, validation)
         else:
             return f"{name}_{schedule}"
         (self.folder / "trainers" / f"{written}.py").write_text(code)

@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_l2g import architectures, trainers
-from nnunet_l2g.translation.translator import Translator
+from nnunet_l2g.translation.translator import Translator, halvings_of
 
 NETWORKS = ("L2GNet", "GRCSF", "GLUA")
 
@@ -95,7 +95,7 @@ def training_loss(network: nn.Module, data: torch.Tensor, with_target: bool) -> 
 
 def translation(plan: Plan, data: torch.Tensor) -> float:
     """GFLOP of translating the share of the source samples that GLUA translates."""
-    translator = Translator(plan.channels, len(plan.patch)).to("meta").eval()
+    translator = Translator(plan.channels, len(plan.patch), halvings=halvings_of(plan.patch)).to("meta").eval()
     styles = torch.empty(plan.batch, translator.target_styles.shape[1], device="meta")
     with FlopCounterMode(display=False) as counter:
         translator.translate(data, styles)

@@ -9,18 +9,18 @@ pytestmark = [pytest.mark.commands, pytest.mark.slow]
 
 
 def test_adapted_it_finds_what_source_only_training_does_not(tmp_path, monkeypatch):
-    """Minutes of training, no label of the target: source only finds next to nothing there."""
+    """A few minutes of training, no label of the target. One run had Dice 0.02 and 0.39; the ceiling is 0.96."""
     for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         monkeypatch.setenv(name, "2")
     output = tmp_path / "gain.json"
     script(
-        "adaptation.py", "--pair", "phantom", "--folder", tmp_path, "--device", "cpu", "--epochs", 4, "--iterations", 75,
+        "adaptation.py", "--pair", "phantom", "--folder", tmp_path, "--device", "cpu", "--epochs", 3, "--iterations", 150,
         "--batch-size", 4, "--translation-share", 2, "--translator-width", 8, "--slices", 4, "--methods", "source only",
-        "GLUA", "-o", output,
+        "GLUA", "-o", output, timeout=1800,
     )  # fmt: skip
     (rows,) = json.loads(output.read_text())["repeats"]
     before, after = rows["source only"], rows["GLUA"]
     assert len(after["dice"]) == 12
-    assert after["mean_dice"] > before["mean_dice"] + 0.3
+    assert before["mean_dice"] < 0.15 and after["mean_dice"] > before["mean_dice"] + 0.2
     assert sum(after["dice"][case] > before["dice"][case] for case in after["dice"]) >= 11
     assert not (tmp_path / "raw" / "Dataset902_PhantomBlackBlood" / "labelsTr").exists()

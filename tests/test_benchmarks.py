@@ -28,9 +28,9 @@ EARLY = "perplexity 3 codes_used 4 kept_variance 0.1 marginal_error 1e-2"
 LATE = "perplexity 31.1 codes_used 45 kept_variance 0.34 marginal_error 1.5e-03"
 
 
-def script(name, *args, fails=False, cwd=None):
+def script(name, *args, fails=False, cwd=None, timeout=600):
     command = [sys.executable, str(BENCHMARKS / name), *map(str, args)]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
     assert (child.returncode != 0) == fails, child.stdout + child.stderr
     return child
 

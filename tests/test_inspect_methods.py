@@ -25,7 +25,7 @@ from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
 from nnunet_l2g.layers.l2g_block import L2GBlock
 from nnunet_l2g.layers.transport_alignment import TransportAlignment
 from nnunet_l2g.trainers import nnUNetTrainerL2GNet
-from nnunet_l2g.translation.translator import Translator
+from nnunet_l2g.translation.translator import Translator, halvings_of
 
 torch.set_num_threads(1)
 WHOLE = (10, 46, 39)  # write_case's image of this shape is cropped to the patch 8 x 32 x 32
@@ -259,7 +259,7 @@ def adapted(dims=2, target="CTNormalization", source="ZScoreNormalization"):
 def extra_state(dims=2):
     """What GLUA's trainer keeps beside the network, untrained, with styles that differ."""
     torch.manual_seed(0)
-    translator = Translator(1, dims, segmentation=2)
+    translator = Translator(1, dims, segmentation=2, halvings=halvings_of((32, 32)))
     translator.target_styles.normal_()
     weights = {key: value for key, value in translator.state_dict().items() if key.startswith(("average.", "target_styles"))}
     discriminator = DomainDiscriminator(32, dims)

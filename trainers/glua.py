@@ -246,7 +246,13 @@ class nnUNetTrainerGLUA(PluginTrainer):
 
     def load_extra_state(self, state: dict) -> None:
         if self.translation:
-            self.translator.load_state_dict({**self.translator.state_dict(), **state["translator"]})
+            try:
+                self.translator.load_state_dict({**self.translator.state_dict(), **state["translator"]})
+            except RuntimeError as error:
+                raise UserError(
+                    f"the checkpoint in {self.output_folder} has a translator of other sizes, expected those of this trainer "
+                    f"({self.translator.config}): it is of another version or translation_settings; train anew without --c"
+                ) from error
         if self.alignment:
             self.alignment_of_features.load_state_dict(state["alignment"])
 

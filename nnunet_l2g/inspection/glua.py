@@ -112,7 +112,7 @@ def _load_translator(model: Model, state: dict) -> Translator:
     try:
         translator.load_state_dict({**translator.state_dict(), **state})
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = " ".join(str(error).split()[:40]) or type(error).__name__  # torch's first line names no weight
         raise UserError(f"{model.file}: its translator does not fit {model.trainer} ({reason})") from error
     return translator
 
@@ -138,7 +138,7 @@ def _load_discriminator(model: Model, state: dict) -> DomainDiscriminator:
     try:
         discriminator.load_state_dict(state["discriminator"])
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = " ".join(str(error).split()[:40]) or type(error).__name__  # torch's first line names no weight
         raise UserError(f"{model.file}: its domain discriminator does not fit {model.trainer} ({reason})") from error
     return discriminator
 

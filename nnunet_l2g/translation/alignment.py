@@ -101,7 +101,8 @@ def shift_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     down = _refined(row, rows, lambda r: correlation[sample, r, column])
     right = _refined(column, columns, lambda c: correlation[sample, row, c])
     found = torch.stack([down - reach[0], right - reach[1]], 1)  # (B, 2)
-    return torch.where(peak[:, None] > 1e-12, found, 0.0)  # else there are no edges
+    found = torch.where(torch.isnan(peak)[:, None], torch.nan, found)
+    return torch.where(peak[:, None] <= 1e-12, 0.0, found)  # no edges
 
 
 def _edges(x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from nnunet_l2g.layers.precision import full_precision
 VALUES = 4  # of a map, between them it is linear: few enough to stay an image, enough to fall and rise again
 
 
-@dataclass
+@dataclass(frozen=True)
 class ContentView:
     """x -> what content is encoded of; as constructed by default, x itself.
 
@@ -37,13 +37,13 @@ class ContentView:
 
 
 def random_maps(x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    r"""Each channel of each image along an intensity map of its own, neither rising nor falling throughout; shapes stay.
+    r"""Each channel of each image along an intensity map of its own, most of which rise and fall; shapes stay.
 
     With u the intensity between the channel's smallest and largest, 0 to 1, f piecewise linear through four equally
-    spaced values drawn from U(0, 1), and a drawn from U(0, 1),
+    spaced values drawn from U(0, 1), :math:`\tilde f` the same with the mean and the deviation of x, and a drawn from U(0, 1),
 
     .. math::
-        y = a\,\mathrm{standardised}(f(u)) + (1 - a)\,\mathrm{standardised}(x)
+        y = a\,\tilde f(u) + (1 - a)\,x
 
     Parameters
     ----------
@@ -52,20 +52,25 @@ def random_maps(x: torch.Tensor, generator: torch.Generator | None = None) -> to
 
     Returns
     -------
-    (N, C, H, W), float32; 0 where x is constant
+    (N, C, H, W), float32; x itself where it is constant, and with a = 0: what is encoded in use, as it is, is in the range of
+    what is encoded in training.
     """
     with full_precision(x.device.type):
         x = x.float()
         low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        mean, deviation = _moments(x)
         place = (x - low) / (high - low).clamp_min(1e-6) * (VALUES - 1)  # (N, C, H, W), 0 ... VALUES - 1
         values = torch.rand(*x.shape[:2], VALUES, generator=generator, device=x.device)
         share = torch.rand(*x.shape[:2], 1, 1, generator=generator, device=x.device)
         left = place.detach().long().clamp(0, VALUES - 2).flatten(2)  # (N, C, H W)
         at, step = values.gather(2, left), values.diff(dim=2).gather(2, left)
-        mapped = at + step * (place.flatten(2) - left)
-        return share * _standardised(mapped.view_as(x)) + (1 - share) * _standardised(x)
+        mapped = (at + step * (place.flatten(2) - left)).view_as(x)
+        own_mean, own_deviation = _moments(mapped)
+        mapped = mean + (mapped - own_mean) / own_deviation * deviation
+        return share * mapped + (1 - share) * x
 
 
-def _standardised(x: torch.Tensor) -> torch.Tensor:
-    deviation = x.var((2, 3), unbiased=False, keepdim=True).clamp_min(1e-6).sqrt()
-    return (x - x.mean((2, 3), keepdim=True)) / deviation
+def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each channel of each image, (N, C, 1, 1)."""
+    mean = x.mean((2, 3), keepdim=True)
+    return mean, (x - mean).square().mean((2, 3), keepdim=True).clamp_min(1e-12).sqrt()

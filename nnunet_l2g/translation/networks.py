@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         self.up = nn.Sequential(*layers, _convolution(width, channels, 7))
 
     def forward(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-        modulations = self.modulation(style).view(len(style), len(self.blocks), 4, -1)  # (N, blocks, 4, 4 width)
+        modulations = self.modulation(style).view(len(style), len(self.blocks), 4, -1)  # (N, blocks, 4, m width)
         x = content
         for block, modulation in zip(self.blocks, modulations.unbind(1), strict=True):
             x = block(x, modulation)

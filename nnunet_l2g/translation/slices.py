@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-MULTIPLE, MINIMUM = 4, 16  # of a slice's sides: two halvings, and instance norms and reflections need a few pixels
+MULTIPLE, MINIMUM = 4, 16  # of a slice's sides: up to two halvings, and instance norms and reflections need a few pixels
 
 
 def to_slices(x: torch.Tensor) -> torch.Tensor:

@@ -138,13 +138,13 @@ class TranslationStage(Stage):
         optimizer.step()
 
     def validation_step(self, batch: dict) -> dict[str, float]:
-        source, target, aims, view = self._images(batch, 0)  # the same slices each time
+        source, target, aims, _ = self._images(batch, 0)  # the same slices each time
         if self.pictured is None:
             self.pictured = (batch["data"], batch["unlabelled"])
         with bfloat16_where_possible(self.device):
-            images = generate(self.module, source, target, view)
+            images = generate(self.module, source, target)  # images as they are encoded in use
             discriminator = discriminator_loss(self.module, images)
-            losses = generator_losses(self.module, images, *aims, view=view)
+            losses = generator_losses(self.module, images, *aims)
         return self._numbers(images, losses, self._total(losses), discriminator)
 
     def _total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:

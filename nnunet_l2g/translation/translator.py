@@ -59,7 +59,7 @@ class Translator(nn.Module):
     Raises
     ------
     ValueError
-        If dims is not 2 or 3; if an image has other dimensions or channels, or styles do not fit it.
+        If dims is not 2 or 3, or halvings not 0, 1 or 2; if an image has other dimensions or channels, or styles do not fit it.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class Translator(nn.Module):
         super().__init__()
         if dims not in (2, 3):
             raise ValueError(f"dims={dims}: expected 2 or 3, the dimensions of a patch")
+        if halvings not in (0, 1, 2):
+            raise ValueError(f"halvings={halvings}: expected 0, 1 or 2; slices are padded to multiples of 4")
         self.channels, self.dims = channels, dims
         self.generator = Generator(channels, width, style_dim, halvings)
         self.average = copy.deepcopy(self.generator)
