@@ -234,8 +234,8 @@ def host_sync(file: Path) -> list[str]:
     return [
         "## How often a step waits for the device",
         f"{where} Blocking moves to the device wait only if the tensor is elsewhere; the last column stays on the CPU with "
-        "CUDA, too (random choices, Adam's counters, the check for NaN on CPUs). Vanilla's one is reading the loss; a "
-        "translation step reads where its edges moved, which it logs.",
+        "CUDA, too (random choices, Adam's counters, the check for NaN on CPUs). Vanilla's one is reading the loss, a "
+        "translation step's its numbers for the log.",
         table(["step", "waits", "may wait", "waits for nothing on CUDA"], rows),
         source(file, result),
     ]
