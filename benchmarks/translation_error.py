@@ -9,7 +9,7 @@ exist in both contrasts, so their translation has a true answer, which the train
 error: mean absolute difference to the truth, both smoothed by 3 x 3 pixels, in standard deviations of the image.
 correlation: with the truth, likewise smoothed, mean over hearts. reconstruction: the error of a true target image
 translated into a target style, about the best that can be reached. structures: of ventricles and myocardium, mean absolute
-difference of a structure's mean intensity. shift: of edges, pixels, translation against source.
+difference of a structure's mean intensity over all hearts. shift: of edges, pixels, translation against source.
 """
 
 from __future__ import annotations

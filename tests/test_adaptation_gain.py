@@ -13,14 +13,16 @@ def test_adapted_it_finds_what_source_only_training_does_not(tmp_path, monkeypat
     for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         monkeypatch.setenv(name, "2")
     output = tmp_path / "gain.json"
-    script(
-        "adaptation.py", "--pair", "phantom", "--folder", tmp_path, "--device", "cpu", "--epochs", 3, "--iterations", 150,
-        "--batch-size", 4, "--translation-share", 2, "--translator-width", 8, "--slices", 4, "--methods", "source only",
-        "GLUA", "-o", output, timeout=1800,
+    command = (
+        "adaptation.py", "--pair", "phantom", "--folder", tmp_path, "--device", "cpu", "--iterations", 150, "--batch-size", 4,
+        "--translation-share", 2, "--translator-width", 8, "--slices", 4, "--methods", "source only", "GLUA",
     )  # fmt: skip
+    script(*command, "--epochs", 3, "-o", output, timeout=1800)
     (rows,) = json.loads(output.read_text())["repeats"]
     before, after = rows["source only"], rows["GLUA"]
     assert len(after["dice"]) == 12
     assert before["mean_dice"] < 0.15 and after["mean_dice"] > before["mean_dice"] + 0.2
     assert sum(after["dice"][case] > before["dice"][case] for case in after["dice"]) >= 11
     assert not (tmp_path / "raw" / "Dataset902_PhantomBlackBlood" / "labelsTr").exists()
+    other = script(*command, "--epochs", 4, fails=True)  # what is there would be taken for it
+    assert "epochs: there 3, here 4" in other.stderr and "name another --folder" in other.stderr

@@ -64,6 +64,15 @@ def test_the_second_stage_continues_whole(adapted_folders, capsys, name):
     run_epochs(resumed, 1)
 
 
+def test_a_translator_of_other_sizes_is_refused_in_one_sentence(adapted_folders):
+    other = make(adapted_folders, translation_settings={"width": 4, "halvings": 2})
+    other.initialize()
+    trainer = make(adapted_folders)
+    trainer.initialize()
+    with pytest.raises(UserError, match=r"translator of other sizes, expected .*'halvings': 1.* train anew without --c"):
+        trainer.load_extra_state(other.extra_state())
+
+
 def test_a_stripped_checkpoint_validates_but_does_not_continue(adapted_folders):
     trainer = make(adapted_folders, "GLUANoTranslation")
     trainer.on_train_start()
