@@ -7,7 +7,8 @@ python benchmarks/adaptation.py --pair nuclei --data nnUNet_raw --folder WORK --
 Everything through the command lines of nnU-Net and of nnunet_l2g, in nnU-Net folders of its own below WORK: writes the pair,
 plans the source, adapts it to the target, trains each method on fold 0 with the same plans and epochs, predicts the target's
 test images and scores them. What is there already is kept: the same command goes on where it stopped. Twins that translate
-take over GLUA's finished first stage. Logs are in WORK/logs.
+take over GLUA's finished first stage. Logs are in WORK/logs. "source turned over" is nothing but the sign of each channel, as
+GLUA measures it.
 
 Scores: Dice and 95 % Hausdorff distance per case, mean over its structures. Share of the gap closed: (method - source only) /
 (supervised - source only) of mean Dice, with a bootstrap interval over test cases. Target labels are read by the ceiling and
@@ -34,10 +35,11 @@ from timing import conditions
 from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.demo.nnunet import nnunet_command, shown_command
 
-SOURCE_ONLY, SUPERVISED = "source only", "supervised"
+SOURCE_ONLY, SUPERVISED, TURNED = "source only", "supervised", "source turned over"
 METHODS = {  # GLUA before those that take its translation over
     SOURCE_ONLY: "nnUNetTrainer",
     SUPERVISED: "nnUNetTrainer",
+    TURNED: "nnUNetTrainerGLUANoTranslation",
     "random intensity": "nnUNetTrainerRandomIntensity",
     "GLUA": "nnUNetTrainerGLUA",
     "no mask": "nnUNetTrainerGLUANoMask",
@@ -64,6 +66,23 @@ class {}(nnunet_l2g.trainers.{}):
     translation_settings = {{"width": {}}}
     stage_settings = {{"slices": {}}}
     translation_share = {}
+"""
+SIGN_ALONE = """import nnunet_l2g.trainers
+import torch
+from nnunet_l2g.adaptation.polarity import measure_polarity
+from nnunet_l2g.adaptation.target_stream import target_dataset
+
+
+class {}(nnunet_l2g.trainers.{}):
+    alignment = False
+
+    def on_train_start(self):
+        super().on_train_start()
+        found = measure_polarity(self.get_tr_and_val_datasets()[0], target_dataset(self.target))
+        self.signs = torch.tensor([float(channel.sign) for channel in found], device=self.device)
+
+    def _translate_some(self, images):
+        return images * self.signs.view(-1, *[1] * (images.dim() - 2))
 """
 
 
@@ -200,7 +219,10 @@ class Work:
         args, name = self.args, METHODS[method]
         schedule = f"{args.epochs}epochs" + (f"_{args.iterations}iterations" if args.iterations else "")
         translation = (args.translator_width, args.slices, args.translation_share)
-        if "GLUA" in name and translation != (32, 16, 0.5):
+        if method == TURNED:
+            written = f"nnUNetTrainerTurnedOver_{schedule}"
+            code = SIGN_ALONE.format(written, f"{name}_{schedule}")
+        elif "GLUA" in name and translation != (32, 16, 0.5):
             written = f"{name}_w{args.translator_width}s{args.slices}_{schedule}"
             code = TRANSLATES.format(written, f"{name}_{schedule}", *translation)
         elif args.iterations and name == "nnUNetTrainer":

@@ -32,7 +32,7 @@ VERSIONS = f"import importlib.metadata as m, json; print(json.dumps({{name: m.ve
 
 
 def test_environment(python: str, versions: str, folder: Path, minutes: float, more: list[str]) -> dict:
-    """Makes the environment and runs the suite in it; what was installed, and the counts of the tests."""
+    """Makes the environment and runs the suite in it, so many minutes each; what was installed, and the counts of the tests."""
     code = "import sys; print(*sys.version_info[:3])"
     version = tuple(map(int, subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()))
     began, environment = time.time(), folder / f"{versions}-{version[0]}.{version[1]}"
@@ -40,7 +40,7 @@ def test_environment(python: str, versions: str, folder: Path, minutes: float, m
         subprocess.run([python, "-m", "venv", environment], check=True)
     inside = environment / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     pinned = OLDEST if versions == "oldest" else ()
-    subprocess.run([inside, "-m", "pip", "install", "-q", *pinned, "-e", f"{PROJECT}[test]"], check=True)
+    subprocess.run([inside, "-m", "pip", "install", "-q", *pinned, "-e", f"{PROJECT}[test]"], check=True, timeout=60 * minutes)
     installed = json.loads(subprocess.run([inside, "-c", VERSIONS], capture_output=True, text=True, check=True).stdout)
     print(f"Python {'.'.join(map(str, version))}, {installed}: installed in {time.time() - began:.0f} s", flush=True)
     began = time.time()
@@ -83,7 +83,9 @@ def main() -> None:
     parser.add_argument("--python", nargs="+", default=[name for name in PYTHONS if shutil.which(name)])
     parser.add_argument("--versions", nargs="+", choices=("oldest", "newest"), default=["oldest", "newest"])
     parser.add_argument("--folder", type=Path, help="where environments are kept and used again; default: a temporary one")
-    parser.add_argument("--minutes", type=float, default=60, help="after which a run counts as failed; default: %(default)s")
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="for installing, and for the tests; longer is a failure; default: %(default)s"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("more", nargs="*", help="after --, for pytest")
     args = parser.parse_args()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,19 @@ class Planned:
     def run(self, script: str, *args: object, fails: bool = False, **variables: str) -> str:
         """The output of one of nnU-Net's commands, which has to end well (or badly, with `fails`)."""
         child = self.start(script, *args, **variables)
-        output, _ = child.communicate(timeout=600)
+        output, _ = finish(child, 600)
         assert (child.returncode != 0) == fails, f"{script} {args}: exit status {child.returncode}\n{output}"
         return output
+
+
+def finish(child: subprocess.Popen, timeout: float) -> tuple[str, str | None]:
+    """communicate(); if that fails, no process of the child's session outlives it. The child has to lead one."""
+    try:
+        return child.communicate(timeout=timeout)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        raise
 
 
 def plan_phantoms(folder: Path) -> Planned:

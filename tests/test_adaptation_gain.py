@@ -17,7 +17,7 @@ def test_adapted_it_finds_what_source_only_training_does_not(tmp_path, monkeypat
         "adaptation.py", "--pair", "phantom", "--folder", tmp_path, "--device", "cpu", "--iterations", 150, "--batch-size", 4,
         "--translation-share", 2, "--translator-width", 8, "--slices", 4, "--methods", "source only", "GLUA",
     )  # fmt: skip
-    script(*command, "--epochs", 3, "-o", output, timeout=1800)
+    script(*command, "--epochs", 3, "-o", output, timeout=2700)
     (rows,) = json.loads(output.read_text())["repeats"]
     before, after = rows["source only"], rows["GLUA"]
     assert len(after["dice"]) == 12

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from planned import finish
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DATASET = "Dataset981_Handmade"
@@ -30,9 +31,13 @@ LATE = "perplexity 31.1 codes_used 45 kept_variance 0.34 marginal_error 1.5e-03"
 
 def script(name, *args, fails=False, cwd=None, timeout=600):
     command = [sys.executable, str(BENCHMARKS / name), *map(str, args)]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
-    assert (child.returncode != 0) == fails, child.stdout + child.stderr
-    return child
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, start_new_session=True
+    )
+    done = subprocess.CompletedProcess(command, None, *finish(child, timeout))
+    done.returncode = child.returncode
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done
 
 
 def metrics(dice, tp, fn):

@@ -33,7 +33,7 @@ def test_equal_intensities_stay_equal_and_scale_and_location_do_not_matter(image
 def test_maps_are_numpys_interpolation():
     x, generator = torch.rand(3, 2, 5, 4, generator=seeded(1)), seeded(2)
     values = torch.rand(3, 2, VALUES, generator=generator)
-    share, sign = (torch.rand(3, 2, 1, 1, generator=generator) for _ in range(2))
+    share = torch.rand(3, 2, 1, 1, generator=generator)
     y = random_maps(x, seeded(2))
     for n in range(3):
         for c in range(2):
@@ -42,7 +42,7 @@ def test_maps_are_numpys_interpolation():
             mapped = np.interp(places, np.linspace(0, 1, VALUES), values[n, c].numpy())
             a = float(share[n, c])
             mapped = (mapped - mapped.mean()) / mapped.std() * image.std()
-            expected = image.mean() + (1 if sign[n, c] < 0.5 else -1) * (a * mapped + (1 - a) * (image - image.mean()))
+            expected = a * (image.mean() + mapped) + (1 - a) * image
             np.testing.assert_allclose(y[n, c].numpy(), expected, atol=1e-4)
 
 
@@ -53,14 +53,6 @@ def test_each_channel_of_each_image_has_its_own_map_and_many_fall_somewhere():
     falls = (y.diff(dim=2) < -1e-4).any(2).float().mean()
     rises = (y.diff(dim=2) > 1e-4).any(2).float().mean()
     assert falls > 0.5 and rises > 0.5
-
-
-def test_the_sign_of_contrast_is_not_told_on_the_average():
-    """A blend that keeps a share of the image has to be turned as often as not."""
-    x = torch.randn(1, 1, 16, 16, generator=seeded(8)).repeat(2000, 1, 1, 1)
-    y = random_maps(x, seeded(9))
-    correlation = ((y - y.mean((2, 3), keepdim=True)) * (x - x.mean((2, 3), keepdim=True))).mean((1, 2, 3)) / x[0].var()
-    assert correlation.mean().abs() < 0.08 and 0.45 < (correlation > 0).float().mean() < 0.55
 
 
 def test_constant_images_stay_and_flat_ones_stay_flat_and_drawing_is_the_generators():

@@ -15,8 +15,10 @@ from test_trainers import CPU
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_l2g.adaptation.adversarial_alignment import AdversarialAlignment
+from nnunet_l2g.adaptation.polarity import Polarity
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
+from nnunet_l2g.trainers import glua
 
 
 def test_the_first_stage_continues_where_it_stopped(adapted_folders, capsys):
@@ -62,6 +64,26 @@ def test_the_second_stage_continues_whole(adapted_folders, capsys, name):
     x, styles = torch.randn(1, 1, 32, 32), trainer.translator.target_styles[:1]
     assert torch.equal(trainer.translator.translate(x, styles), resumed.translator.translate(x, styles))
     run_epochs(resumed, 1)
+
+
+def test_a_channel_that_is_turned_over_stays_so(adapted_folders, capsys, monkeypatch):
+    """Measured on what `adapt` made; in the log, in the stage's checkpoint and in the segmenter's."""
+    trainer = make(adapted_folders)
+    trainer.on_train_start()
+    assert "Channel 0 of the source is translated as it is: Wasserstein distance to the target" in capsys.readouterr().out
+    assert trainer.translator.polarity.tolist() == [1]
+    monkeypatch.setattr(glua, "measure_polarity", lambda source, target: [Polarity(1.0, 0.125)])
+    trainer = make(adapted_folders)
+    trainer.on_train_start()
+    assert "Channel 0 of the source is translated turned over" in capsys.readouterr().out
+    monkeypatch.undo()
+    twin = make(adapted_folders, "GLUA", continues=True)  # the stage is finished, the segmenter has not begun
+    twin.on_train_start()
+    assert twin.translator.polarity.tolist() == [-1]
+    other = make(adapted_folders)
+    other.initialize()
+    other.load_extra_state(trainer.extra_state())
+    assert other.translator.polarity.tolist() == [-1]
 
 
 def test_a_translator_of_other_sizes_is_refused_in_one_sentence(adapted_folders):

@@ -508,6 +508,12 @@ def test_another_translators_checkpoint_is_refused(tmp_path):
     other = make(width=3)
     with pytest.raises(UserError, match="translator_width: there 2, here 3"):
         run(tmp_path, make_stage(other), other, batches(), resume=True)
+    file = tmp_path / "stage_translation.pth"
+    older = torch.load(file, weights_only=True)
+    del older["settings"]["translation_form"], older["module"]["polarity"]
+    torch.save(older, file)
+    with pytest.raises(UserError, match="translation_form: there 'none', here 2"):
+        run(tmp_path, make_stage(translator), translator, batches(), resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path):

@@ -12,7 +12,8 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunet_l2g.adaptation import AdaptedTarget, check_adapted_plans
 from nnunet_l2g.adaptation.adversarial_alignment import AdversarialAlignment, alignment_weight
 from nnunet_l2g.adaptation.domain_gap import DomainGap
-from nnunet_l2g.adaptation.target_stream import WithUnlabelled, target_stream
+from nnunet_l2g.adaptation.polarity import measure_polarity
+from nnunet_l2g.adaptation.target_stream import WithUnlabelled, target_dataset, target_stream
 from nnunet_l2g.architectures import GLUA
 from nnunet_l2g.architectures.glua import Seen
 from nnunet_l2g.errors import UserError
@@ -22,7 +23,7 @@ from nnunet_l2g.training.stages import Stage
 from nnunet_l2g.translation.stage import TranslationStage
 from nnunet_l2g.translation.translator import Translator, halvings_of
 
-USED = ("average.", "target_styles")  # of the translator after its stage; the stage's own checkpoint has the rest
+USED = ("average.", "target_styles", "polarity")  # of the translator after its stage; the stage's own checkpoint has the rest
 
 
 class nnUNetTrainerGLUA(PluginTrainer):
@@ -156,11 +157,23 @@ class nnUNetTrainerGLUA(PluginTrainer):
         return [stage]
 
     def _run_stages(self) -> None:
+        if self._before_translation:
+            self._measure_polarity()
         super()._run_stages()
         if self._before_translation:
             self._finish_loaders()
             self._before_translation = False
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()  # nnU-Net's oversampling again
+
+    def _measure_polarity(self) -> None:
+        """Of cases and not of a batch: all processes, and a run that continues, find the same."""
+        source, _ = self.get_tr_and_val_datasets()
+        for channel, found in enumerate(measure_polarity(source, target_dataset(self.target))):
+            self.translator.polarity[channel] = found.sign
+            self.print_to_log_file(
+                f"Channel {channel} of the source is translated {'turned over' if found.sign < 0 else 'as it is'}: Wasserstein "
+                f"distance to the target's intensities as it is {found.as_it_is:.3g}, turned over {found.turned:.3g}"
+            )
 
     # ---- stage 2 ----
 

@@ -12,6 +12,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunet_l2g.adaptation.plans import AdaptedTarget
 
 
+def target_dataset(target: AdaptedTarget):
+    """nnU-Net's view of the images that `adapt` preprocessed."""
+    return infer_dataset_class(str(target.folder))(str(target.folder), target.identifiers)
+
+
 def target_stream(
     target: AdaptedTarget,
     batch_size: int,
@@ -38,9 +43,8 @@ def target_stream(
     -------
     Iterator of batches as nnU-Net's; `data` is (B, C, *patch). With workers it has `_finish()`.
     """
-    dataset = infer_dataset_class(str(target.folder))(str(target.folder), target.identifiers)
     loader = nnUNetDataLoader(
-        dataset, batch_size, initial_patch_size, patch_size, label_manager, oversample_foreground_percent=0.0,
+        target_dataset(target), batch_size, initial_patch_size, patch_size, label_manager, oversample_foreground_percent=0.0,
         transforms=transforms,
     )  # fmt: skip
     loader.has_ignore = False  # it would look for annotated voxels, and there are none

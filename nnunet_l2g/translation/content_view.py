@@ -40,13 +40,10 @@ def random_maps(x: torch.Tensor, generator: torch.Generator | None = None) -> to
     r"""Each channel of each image along an intensity map of its own, most of which rise and fall; shapes stay.
 
     With u the intensity between the channel's smallest and largest, 0 to 1, f piecewise linear through four equally
-    spaced values drawn from U(0, 1), :math:`\tilde f` the same with the mean :math:`\mu` and the deviation of x, a drawn from
-    U(0, 1) and s from {-1, 1},
+    spaced values drawn from U(0, 1), :math:`\tilde f` the same with the mean and the deviation of x, and a drawn from U(0, 1),
 
     .. math::
-        y = \mu + s\,(a\,\tilde f(u) + (1 - a)\,x - \mu)
-
-    Without s the blend would tell on the average which way contrast went.
+        y = a\,\tilde f(u) + (1 - a)\,x
 
     Parameters
     ----------
@@ -55,7 +52,7 @@ def random_maps(x: torch.Tensor, generator: torch.Generator | None = None) -> to
 
     Returns
     -------
-    (N, C, H, W), float32; x itself where it is constant, and with a = 0 and s = 1: what is encoded in use, as it is, is in the
+    (N, C, H, W), float32; x itself where it is constant, and with a = 0: what is encoded in use, as it is, is in the
     range of what is encoded in training.
     """
     with full_precision(x.device.type):
@@ -65,13 +62,12 @@ def random_maps(x: torch.Tensor, generator: torch.Generator | None = None) -> to
         place = (x - low) / (high - low).clamp_min(1e-6) * (VALUES - 1)  # (N, C, H, W), 0 ... VALUES - 1
         values = torch.rand(*x.shape[:2], VALUES, generator=generator, device=x.device)
         share = torch.rand(*x.shape[:2], 1, 1, generator=generator, device=x.device)
-        sign = 2.0 * (torch.rand(share.shape, generator=generator, device=x.device) < 0.5) - 1
         left = place.detach().long().clamp(0, VALUES - 2).flatten(2)  # (N, C, H W)
         at, step = values.gather(2, left), values.diff(dim=2).gather(2, left)
         mapped = (at + step * (place.flatten(2) - left)).view_as(x)
         own_mean, own_deviation = _moments(mapped)
         mapped = (mapped - own_mean) / own_deviation * deviation
-        return mean + sign * (share * mapped + (1 - share) * (x - mean))
+        return share * (mapped + mean) + (1 - share) * x
 
 
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

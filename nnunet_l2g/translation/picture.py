@@ -57,8 +57,11 @@ def _panels(translator: Translator, images: torch.Tensor, styles: torch.Tensor, 
     here, there = domains
     patches = _patches(translator, images)
     shown = styles[torch.arange(STYLES) % len(styles)]
-    translated = [translator.translate(patches, one.expand(len(patches), -1)) for one in shown]
-    back = translator.translate(translated[0], own)
+    there_of, here_of = translator.translate, translator.translate_back
+    if here == "target":
+        there_of, here_of = here_of, there_of
+    translated = [there_of(patches, one.expand(len(patches), -1)) for one in shown]
+    back = here_of(translated[0], own)
     rows = []
     for index in range(len(images)):
         row = [(f"{here} image", images[index], here)]

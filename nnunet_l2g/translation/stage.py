@@ -59,6 +59,7 @@ class TranslationStage(Stage):
         If a weight's name is unknown, or a batch has no `unlabelled` images.
     """
 
+    FORM = 2  # counts up when an older stage's checkpoint is no longer this one's; 2: polarity
     name = "translation"
     keys = ("generator", "cycle", "adversarial", "discriminator", "structure", "shift")
 
@@ -89,7 +90,7 @@ class TranslationStage(Stage):
         weights = WEIGHTS | weights
         lr = learning_rate(epochs * iterations) if lr is None else lr
         hyperparameters = dict(slices=slices, crop=crop, lr=lr, decay_share=decay_share, ema=ema, seed=seed)
-        hyperparameters |= dict(remap=remap, cycle_gradient=cycle_gradient)
+        hyperparameters |= dict(remap=remap, cycle_gradient=cycle_gradient, translation_form=self.FORM)
         described = {f"weight_{key}": value for key, value in weights.items()}
         described |= {f"translator_{key}": value for key, value in translator.config.items()}
         super().__init__(epochs, iterations, validation_iterations, {**settings, **hyperparameters, **described})
@@ -151,7 +152,7 @@ class TranslationStage(Stage):
         return sum(self.weights[key] * value for key, value in losses.items())
 
     def _images(self, batch: dict, step: int) -> tuple[torch.Tensor, torch.Tensor, tuple, ContentView]:
-        """Slices of source and target (N, C, h, w), what the head shall find in the former, what content is encoded of."""
+        """Slices of source, turned, and target (N, C, h, w), the aims of the head in the former, what content is encoded of."""
         if batch.get("unlabelled") is None:
             raise ValueError("the batch has no images of the target, expected them as batch['unlabelled']")
         source, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "unlabelled"))
@@ -165,6 +166,7 @@ class TranslationStage(Stage):
         size = tuple(min(self.crop, s, t) for s, t in zip(source.shape[-2:], target.shape[-2:], strict=True))
         source, labels = random_choice(source, number, size, generator, labels)
         target, _ = random_choice(target, number, size, generator)
+        source = self.module.turn(source)
         # unseen, but in a slice that is flat nothing else keeps the gradient of twenty instance norms finite
         noise = torch.Generator(self.device).manual_seed(generator.initial_seed())
         source, target = (

@@ -30,7 +30,7 @@ class Translator(nn.Module):
     decoder G for both domains and a style encoder for each,
 
     .. math::
-        x_{s \to t} = G(E(x_s), z), \quad z \text{ one of the target's styles}
+        x_{s \to t} = G(E(\pi x_s), z), \quad z \text{ one of the target's styles}
 
     Parameters
     ----------
@@ -55,6 +55,9 @@ class Translator(nn.Module):
         What is trained, and its exponential moving average, which is used.
     target_styles : (num_styles, style_dim) buffer
         Zeros until the stage has placed them.
+    polarity : (C,) buffer
+        :math:`\pi`, 1, or -1 where a channel of the source is turned over before all else, see `adaptation.polarity`. Whoever
+        calls has the source as it is, on the way in and out.
 
     Raises
     ------
@@ -84,6 +87,7 @@ class Translator(nn.Module):
         self.content_discriminator = ContentDiscriminator(width * 2**halvings, 2 * width)
         self.head = SegmentationHead(width, segmentation, halvings) if segmentation else None
         self.register_buffer("target_styles", torch.zeros(num_styles, style_dim))
+        self.register_buffer("polarity", torch.ones(channels))
         self.config = dict(
             channels=channels, dims=dims, width=width, style_dim=style_dim, num_styles=num_styles, segmentation=segmentation,
             halvings=halvings,
@@ -114,6 +118,10 @@ class Translator(nn.Module):
         """target_styles become the k-means centres of the target images' style codes (n, style_dim)."""
         self.target_styles.copy_(kmeans_centres(codes.float(), len(self.target_styles)))
 
+    def turn(self, source: torch.Tensor) -> torch.Tensor:
+        """Source images (B, C, *spatial), or what looks like them: channels times their polarity. Its own inverse."""
+        return source * self.polarity.to(source.dtype).view(-1, *[1] * (source.dim() - 2))
+
     def draw_styles(self, n: int) -> torch.Tensor:
         """n of the target's styles at random, (n, style_dim)."""
         return self.target_styles[torch.randint(len(self.target_styles), (n,)).to(self.target_styles.device)]
@@ -122,6 +130,7 @@ class Translator(nn.Module):
     def encode_style(self, x: torch.Tensor, domain: str) -> torch.Tensor:
         """x (B, C, *patch) of "source" or "target" -> (B, style_dim), the mean over a sample's slices."""
         self._check(x)
+        x = self.turn(x) if domain == "source" else x
         encoder = self.average.styles[domain]
         with bfloat16_where_possible(x.device):
             codes = torch.cat([encoder(chunk).float() for chunk in pad(to_slices(x)).split(CHUNK)])
@@ -143,6 +152,15 @@ class Translator(nn.Module):
         (B, C, *patch) in x's type, at the same places.
         """
         self._check(x)
+        return self._paint(self.turn(x), styles)
+
+    @torch.no_grad()
+    def translate_back(self, x: torch.Tensor, styles_source: torch.Tensor) -> torch.Tensor:
+        """Target images in the source's looks. The same networks: the style alone says which domain comes out."""
+        self._check(x)
+        return self.turn(self._paint(x, styles_source))
+
+    def _paint(self, x: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
         if styles.shape != (len(x), self.target_styles.shape[1]):
             raise ValueError(
                 f"styles of shape {tuple(styles.shape)} for {len(x)} images, expected {(len(x), self.target_styles.shape[1])}"
@@ -156,11 +174,6 @@ class Translator(nn.Module):
             ]
         translated = torch.cat(translated)[..., : x.shape[-2], : x.shape[-1]]
         return from_slices(translated, x.shape)
-
-    @torch.no_grad()
-    def translate_back(self, x: torch.Tensor, styles_source: torch.Tensor) -> torch.Tensor:
-        """Target images in the source's looks. The same networks: the style alone says which domain comes out."""
-        return self.translate(x, styles_source)
 
     def _check(self, x: torch.Tensor) -> None:
         if x.dim() != self.dims + 2 or x.shape[1] != self.channels:
