@@ -66,17 +66,17 @@ def test_the_second_stage_continues_whole(adapted_folders, capsys, name):
     run_epochs(resumed, 1)
 
 
-def test_a_channel_that_is_turned_over_stays_so(adapted_folders, capsys, monkeypatch):
+def test_a_channel_that_is_turned_over_stays_so(adapted_folders, capsys):
     """Measured on what `adapt` made; in the log, in the stage's checkpoint and in the segmenter's."""
     trainer = make(adapted_folders)
     trainer.on_train_start()
     assert "Channel 0 of the source is translated as it is: Wasserstein distance to the target" in capsys.readouterr().out
     assert trainer.translator.polarity.tolist() == [1]
-    monkeypatch.setattr(glua, "measure_polarity", lambda source, target: [Polarity(1.0, 0.125)])
-    trainer = make(adapted_folders)
-    trainer.on_train_start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glua, "measure_polarity", lambda source, target: [Polarity(1.0, 0.125)])
+        trainer = make(adapted_folders)
+        trainer.on_train_start()
     assert "Channel 0 of the source is translated turned over" in capsys.readouterr().out
-    monkeypatch.undo()
     twin = make(adapted_folders, "GLUA", continues=True)  # the stage is finished, the segmenter has not begun
     twin.on_train_start()
     assert twin.translator.polarity.tolist() == [-1]
