@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from glua_trainers import a_batch, make, run_epochs
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from planned import PLAIN, RICH, SIZE, SPACING, TARGET
 from test_trainers import CPU, make_batch
@@ -59,8 +60,10 @@ def test_every_twin_trains_and_logs_its_own(adapted_folders, name):
 @pytest.mark.parametrize("name", ["GLUA", "GLUASelfTraining"])
 def test_regions_ignore_label_channels_and_dimensions(adapted_folders, name, dataset, configuration):
     trainer = make(adapted_folders, name, dataset, configuration, plans="nnUNetPlans")
-    trainer.target = AdaptedTarget("Dataset000_None", Path(), [], [], [])  # batches need none
+    folder = trainer.preprocessed_dataset_folder  # itself: batches need no target, and what is measured finds equal channels
+    trainer.target = AdaptedTarget(dataset, Path(folder), infer_dataset_class(folder).get_identifiers(folder), [], [])
     trainer.on_train_start()
+    assert trainer.translator.polarity.tolist() == [1] * (2 if dataset == RICH else 1)
     trainer.current_epoch = 3
     trainer.on_train_epoch_start()
     trainer.train_step(next(trainer.dataloader_train))
