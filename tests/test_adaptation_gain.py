@@ -9,13 +9,13 @@ pytestmark = [pytest.mark.commands, pytest.mark.slow]
 
 
 def test_adapted_it_finds_what_source_only_training_does_not(tmp_path, monkeypatch):
-    """A few minutes of training, no label of the target. One run had Dice 0.03 and 0.56; the ceiling is 0.96."""
+    """A few minutes of training, no label of the target. The ceiling is 0.96; GLUA with half as long a translation 0.34 in one run."""
     for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         monkeypatch.setenv(name, "2")
     output = tmp_path / "gain.json"
     command = (
-        "adaptation.py", "--pair", "phantom", "--folder", tmp_path, "--device", "cpu", "--iterations", 150, "--batch-size", 4,
-        "--translation-share", 2, "--translator-width", 8, "--slices", 4, "--methods", "source only", "GLUA",
+        "adaptation.py", "--pair", "phantom", "--folder", tmp_path, "--device", "cpu", "--iterations", 200, "--batch-size", 4,
+        "--translation-share", 3, "--translator-width", 8, "--slices", 4, "--methods", "source only", "GLUA",
     )  # fmt: skip
     script(*command, "--epochs", 3, "-o", output, timeout=2700)
     (rows,) = json.loads(output.read_text())["repeats"]
