@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.commands, pytest.mark.slow]
 
 
 def test_adapted_it_finds_what_source_only_training_does_not(tmp_path, monkeypatch):
-    """A few minutes of training, no label of the target. The ceiling is 0.96; GLUA with half as long a translation 0.34 in one run."""
+    """A few minutes of training, no label of the target. The ceiling is 0.96; one run with half the translation had 0.34."""
     for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         monkeypatch.setenv(name, "2")
     output = tmp_path / "gain.json"
