@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 TURNED_BELOW = 0.5  # of the distance as it is: doubt leaves a channel alone
+WORTH_IT = 0.05  # standard deviations: below it, a distance is the draw of cases, also between equal domains
 CASES, PLANES, VOXELS = 50, 8, 1024  # cases of each domain, planes of a case, voxels of a plane
 
 
@@ -18,8 +19,8 @@ class Polarity(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1, or -1 if turned over it is clearly nearer."""
-        return -1 if self.turned < TURNED_BELOW * self.as_it_is else 1
+        """1, or -1 if the source is off as it is and clearly nearer turned over."""
+        return -1 if self.as_it_is > WORTH_IT and self.turned < TURNED_BELOW * self.as_it_is else 1
 
 
 def measure_polarity(source, target, seed: int = 0) -> list[Polarity]:
@@ -27,7 +28,8 @@ def measure_polarity(source, target, seed: int = 0) -> list[Polarity]:
 
     A translation would have to learn the sign of contrast from shapes. Where one channel is close to the other's negative,
     as with bright and dark fluid in a tight field of view, the histograms say so beforehand; where air or a black background
-    is in both domains, they speak against it.
+    is in both domains, they speak against it. Over means about 0, a z-score's mean: intensities normalised to be positive are
+    never nearer so.
 
     Parameters
     ----------
