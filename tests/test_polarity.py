@@ -76,7 +76,7 @@ def test_doubt_leaves_a_channel_as_it_is():
 
 
 def test_equal_symmetric_domains_are_not_turned():
-    """Nothing to tell the sign by: both distances are the draw's, either may be half of the other, and both are far too small."""
+    """Nothing to tell the sign by: both distances are the draw's, either may be half of the other, both are far too small."""
     for seed in range(8):
         noise = np.random.default_rng(seed).standard_normal((40, 1, 4, 40, 40))
         (found,) = measure_polarity(Cases(noise[:20]), Cases(noise[20:]))
