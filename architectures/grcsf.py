@@ -60,7 +60,7 @@ class GRCSF(PlanNetwork):
     .. [1] Wang, Chen, Yang, Kim. GRCSF. arXiv 2502.08675; Pattern Recognition 2025, 112461.
     """
 
-    FORMAT = 1  # of the weights; counts up when older checkpoints no longer mean the same
+    FORMAT = 2  # of the weights; counts up when older checkpoints no longer mean the same
 
     def __init__(
         self,

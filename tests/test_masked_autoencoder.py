@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_l2g.layers.masked_autoencoder import SETS, MaskedAutoencoder
+from nnunet_l2g.layers.masked_autoencoder import QUARTERS, SETS, MaskedAutoencoder
 from nnunet_l2g.layers.patches import patchify, token_grid, unpatchify
 
 torch.set_num_threads(1)
@@ -30,8 +30,18 @@ def image(shape="2d", batch=2):
     return torch.randn(batch, channels, *patch, generator=torch.Generator().manual_seed(1))
 
 
-def tables(network):
-    return {name: getattr(network, name) for name in ("position", "decoder_position")}
+def quarters_of(network, ratio, s):
+    """(Q, n) token numbers: the quarters that set s of a ratio sees."""
+    together = QUARTERS // SETS[ratio]
+    return network.visible_75[s * together : (s + 1) * together]
+
+
+def predict(network, tokens, ratio, s, masked):
+    """Mean and scale (B, 1, m, C T) of masked tokens (1, m) from set s alone."""
+    latent = network.encode(tokens, quarters_of(network, ratio, s), network.position)
+    visible = getattr(network, f"visible_{ratio}")[s : s + 1]
+    tables = {"decoder_position": network.decoder_position}
+    return latent, *network.predict(latent, tokens, visible, masked, network.grid, tables)
 
 
 def change(x, token_size, tokens, by=7.0):
@@ -49,15 +59,14 @@ def test_a_masked_voxel_is_never_seen(shape, ratio):
     for s in range(SETS[ratio]):
         visible = getattr(network, f"visible_{ratio}")[s : s + 1]
         masked = getattr(network, f"masked_{ratio}")[s : s + 1]
-        outputs = []
-        for y in (x, change(x, network.token_size, masked[0])):
-            tokens = patchify(y, network.token_size)
-            latent = network.encode(tokens, visible, network.position)
-            outputs.append((latent, *network.predict(tokens, visible, masked, network.grid, tables(network))))
-        for before, after in zip(*outputs, strict=True):
+        changed = [change(x, network.token_size, chosen[0]) for chosen in (masked, visible)]
+        as_it_is, hidden, seen = (
+            predict(network, patchify(y, network.token_size), ratio, s, masked) for y in (x, *changed)
+        )
+        for before, after, other in zip(as_it_is, hidden, seen, strict=True):
             assert torch.equal(before, after)
-    seen = network.encode(patchify(change(x, network.token_size, visible[0]), network.token_size), visible, network.position)
-    assert not torch.allclose(seen, outputs[0][0])  # a visible one is
+            assert not torch.allclose(before, other)  # a visible one is
+        assert set(quarters_of(network, ratio, s).flatten().tolist()) == set(visible[0].tolist())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -72,10 +81,7 @@ def test_forward_is_the_plain_loop_over_sets_and_tokens(shape):
             for s in range(sets):
                 visible = sorted(set(getattr(network, f"visible_{ratio}")[s].tolist()))
                 hidden = [n for n in range(tokens.shape[1]) if n not in visible]
-                if len(visible) < getattr(network, f"visible_{ratio}").shape[1]:
-                    visible.append(visible[-1])  # the repeated token
-                rows = torch.tensor([visible]), torch.tensor([hidden])
-                mu, scale = network.predict(tokens, *rows, network.grid, tables(network))
+                _, mu, scale = predict(network, tokens, ratio, s, torch.tensor([hidden]))
                 mean[:, hidden] += mu[:, 0] / (sets - 1)
                 residual[:, hidden] += (tokens[:, hidden] - mu[:, 0]) / scale[:, 0] / (sets - 1)
             torch.testing.assert_close(patchify(found[ratio].mean, network.token_size), mean, rtol=1e-4, atol=1e-5)
@@ -85,8 +91,8 @@ def test_forward_is_the_plain_loop_over_sets_and_tokens(shape):
 class Perfect(MaskedAutoencoder):
     """Knows the image."""
 
-    def predict(self, tokens, visible, masked, *rest):
-        return self.truth[:, masked], super().predict(tokens, visible, masked, *rest)[1]
+    def predict(self, latent, tokens, visible, masked, *rest):
+        return self.truth[:, masked], super().predict(latent, tokens, visible, masked, *rest)[1]
 
 
 def test_the_residual_is_zero_where_the_reconstruction_is_perfect():

@@ -18,6 +18,7 @@ from nnunet_l2g.layers.patches import patchify, sincos_positions, token_grid, un
 from nnunet_l2g.layers.residual_maps import gaussian_blur
 
 SETS = {50: 2, 75: 4}  # masking ratio in percent: number of complementary visible sets
+QUARTERS = SETS[75]  # these are encoded; two of them make a visible set of 50 %
 
 
 class Reconstruction(NamedTuple):
@@ -41,8 +42,9 @@ class MaskedAutoencoder(nn.Module):
     badly everywhere, do not stand out by that alone. :math:`\mu` is a correction to a smooth background, which continues the
     visible tokens' means into the masked ones (normalised convolution [2]): colour and shading need not be learnt.
 
-    Complementary masks (see Partition) replace random ones: at 50 % two visible sets, at 75 % four, each ratio one encoder
-    pass over all tokens in all; the result is deterministic.
+    Complementary masks (see Partition) replace random ones: four quarters of the tokens, each encoded for itself, once. At
+    75 % the decoder reads one of them, at 50 % two, so that both ratios cost one encoder pass over all tokens in all; the
+    result is deterministic.
 
     Parameters
     ----------
@@ -132,9 +134,9 @@ class MaskedAutoencoder(nn.Module):
         return grid, {name: tensor.to(x.device) for name, tensor in self._tables(grid).items()}
 
     def encode(self, tokens: torch.Tensor, visible: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """tokens (B, N, C T), visible (S, n), position (N, width) -> (B S, n, width): each set for itself."""
-        seen = tokens[:, visible]  # (B, S, n, C T)
-        return self.norm(self.blocks((self.embed(seen) + position[visible]).flatten(0, 1)))
+        """tokens (B, N, C T), visible (Q, n), position (N, width) -> (B, Q, n, width): each set for itself."""
+        seen = self.embed(tokens[:, visible]) + position[visible]  # (B, Q, n, width)
+        return self.norm(self.blocks(seen.flatten(0, 1))).unflatten(0, (-1, len(visible)))
 
     def background(self, tokens: torch.Tensor, visible: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
         """tokens (B, N, C T), visible (S, n) -> (B, S, N, C T): visible means, continued and interpolated between centres."""
@@ -169,23 +171,28 @@ class MaskedAutoencoder(nn.Module):
         correction, scale = self.head(self.head_norm(x)).float().chunk(2, -1)  # (B S, m, C T) each
         return background + correction, self.min_scale + F.softplus(scale)
 
-    def predict(self, tokens: torch.Tensor, visible: torch.Tensor, masked: torch.Tensor, grid: Sequence[int], tables):
-        """Mean and scale of masked tokens (S, m) from visible ones (S, n): (B, S, m, C T) each, float32."""
-        latent = self.encode(tokens, visible, tables["position"])  # (B S, n, width)
+    def predict(self, latent, tokens, visible, masked, grid: Sequence[int], tables):
+        """Mean and scale of masked tokens (S, m) from visible ones (S, n): (B, S, m, C T) each, float32.
+
+        latent : (B, Q, n_q, width), the encoded sets that `visible` consists of, Q / S for each of its rows
+        """
+        sets = len(visible)
+        latent = latent.unflatten(1, (sets, -1)).flatten(2, 3).flatten(0, 1)  # (B S, n, width)
         background = self.background(tokens, visible, grid)  # (B, S, N, C T)
         index = masked[None, :, :, None].expand(len(tokens), -1, -1, tokens.shape[2])
         background = background.gather(2, index).flatten(0, 1)  # (B S, m, C T)
         mean, scale = self.decode(latent, background, tables["decoder_position"][masked])
-        return mean.unflatten(0, (len(tokens), -1)), scale.unflatten(0, (len(tokens), -1))
+        return mean.unflatten(0, (-1, sets)), scale.unflatten(0, (-1, sets))
 
     def forward(self, x: torch.Tensor) -> dict[int, Reconstruction]:
         grid, tables = self._tables_for(x)
         tokens = patchify(x, self.token_size)  # (B, N, C T)
-        return {ratio: self._reconstruct(tokens, grid, ratio, tables) for ratio in SETS}
+        latent = self.encode(tokens, tables["visible_75"], tables["position"])  # (B, 4, N / 4, width)
+        return {ratio: self._reconstruct(latent, tokens, grid, ratio, tables) for ratio in SETS}
 
-    def _reconstruct(self, tokens, grid, ratio: int, tables) -> Reconstruction:
+    def _reconstruct(self, latent, tokens, grid, ratio: int, tables) -> Reconstruction:
         visible, masked, inverse = (tables[f"{key}_{ratio}"] for key in Partition._fields)
-        mean, scale = self.predict(tokens, visible, masked, grid, tables)  # (B, S, m, C T)
+        mean, scale = self.predict(latent, tokens, visible, masked, grid, tables)  # (B, S, m, C T)
         residual = (tokens[:, masked].float() - mean) / scale  # (B, S, m, C T)
         # each token, averaged over the S - 1 times it was masked
         mean, residual = (value.flatten(1, 2)[:, inverse].mean(2) for value in (mean, residual))  # (B, N, C T)
@@ -207,11 +214,14 @@ class MaskedAutoencoder(nn.Module):
         if left_out is not None:
             weight = (~patchify(left_out, self.token_size).any(2)).float()
         order = torch.randperm(math.prod(grid), device=x.device)
+        quarters = make_partition(order, QUARTERS).visible[: QUARTERS // 2]  # (2, N / 4): what is seen at 50 %
+        latent = self.encode(tokens, quarters, tables["position"])  # (B, 2, N / 4, width)
         losses, errors, shares = [], [], []
         for sets in SETS.values():
             visible, masked, _ = make_partition(order, sets)
             visible, masked = visible[:1], masked[:1]  # (1, n), (1, m)
-            mean, scale = self.predict(tokens, visible, masked, grid, tables)  # (B, 1, m, C T)
+            seen = latent[:, : QUARTERS // sets]  # (B, 2 or 1, N / 4, width)
+            mean, scale = self.predict(seen, tokens, visible, masked, grid, tables)  # (B, 1, m, C T)
             error = (tokens[:, masked].float() - mean).abs()  # (B, 1, m, C T)
             kept = weight[:, masked]  # (B, 1, m)
             norm = kept.sum().clamp_min(1)
