@@ -16,6 +16,7 @@ from nnunet_l2g.translation import TranslationStage, Translator, shift_of, struc
 from nnunet_l2g.translation import stage as stage_module
 from nnunet_l2g.translation import translator as translator_module
 from nnunet_l2g.translation.content_view import ContentView
+from nnunet_l2g.translation.discriminators import judge
 from nnunet_l2g.translation.losses import aims_of_head, discriminator_loss, generate, generator_losses, segmentation_loss
 from nnunet_l2g.translation.stage import learning_rate, linear_decay
 from nnunet_l2g.translation.translator import halvings_of
@@ -273,6 +274,22 @@ def test_translated_images_alone_do_not_move_the_discriminator_for_reconstructio
     before = discriminator_loss(translator, images)
     assert discriminator_loss(translator, images._replace(tt=images.tt + 1)) != before
     assert discriminator_loss(translator, images._replace(ss=images.ss + 1)) == before
+
+
+def test_groups_judged_in_one_pass_are_judged_as_alone():
+    """Scores and gradients; in training, one pass moves the spectral norm's vectors once, so the plain way is in eval."""
+    discriminator = make().eval().image_discriminators["target"].requires_grad_(True)
+    groups = [noise(2, 1, 24, 16, seed=n).requires_grad_() for n in range(3)]
+    parameters = [*groups, *discriminator.parameters()]
+    together, alone = judge(discriminator, *groups), [discriminator(group) for group in groups]
+    gradients = []
+    for way in (together, alone):
+        total = sum((n + 1) * (score - 0.3).square().mean() for n, scores in enumerate(way) for score in scores)
+        gradients.append(torch.autograd.grad(total, parameters))
+    for a, b in zip([s for scores in together for s in scores], [s for scores in alone for s in scores], strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -61,6 +63,11 @@ class ContentDiscriminator(nn.Module):
         return [self.layers(content)]
 
 
-def least_squares(scores: list[torch.Tensor], aim: float) -> torch.Tensor:
+def judge(discriminator: nn.Module, *groups: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Of groups of images or of content, (N, C, H, W) each, the scores of all scales, in one pass of the discriminator."""
+    return list(zip(*(score.chunk(len(groups)) for score in discriminator(torch.cat(groups))), strict=True))
+
+
+def least_squares(scores: Sequence[torch.Tensor], aim: float) -> torch.Tensor:
     r""":math:`\sum_s \mathrm{mean}\,(D_s - aim)^2` over scales s, in float32."""
     return sum((score.float() - aim).square().mean() for score in scores)

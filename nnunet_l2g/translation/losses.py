@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from nnunet_l2g.translation.alignment import structure_loss
 from nnunet_l2g.translation.content_view import ContentView
-from nnunet_l2g.translation.discriminators import least_squares
+from nnunet_l2g.translation.discriminators import judge, least_squares
 from nnunet_l2g.translation.translator import Translator
 
 WEIGHTS = {
@@ -58,11 +58,12 @@ def discriminator_loss(translator: Translator, images: Images) -> torch.Tensor:
     """
     images = Images(*(image.detach() for image in images))
     target, source = translator.image_discriminators["target"], translator.image_discriminators["source"]
-    loss = least_squares(target(images.t), 1.0) + least_squares(source(images.s), 1.0)
-    loss = loss + 0.5 * least_squares(target(images.st), 0.0) + 0.5 * least_squares(target(images.tt), 0.0)
-    loss = loss + least_squares(source(images.ts), 0.0)
-    content = translator.content_discriminator
-    return loss + least_squares(content(images.content_s), 1.0) + least_squares(content(images.content_t), 0.0)
+    real_t, made_st, made_tt = judge(target, images.t, images.st, images.tt)
+    real_s, made_ts = judge(source, images.s, images.ts)
+    content_s, content_t = judge(translator.content_discriminator, images.content_s, images.content_t)
+    loss = least_squares(real_t, 1.0) + least_squares(real_s, 1.0)
+    loss = loss + 0.5 * least_squares(made_st, 0.0) + 0.5 * least_squares(made_tt, 0.0) + least_squares(made_ts, 0.0)
+    return loss + least_squares(content_s, 1.0) + least_squares(content_t, 0.0)
 
 
 def generator_losses(
@@ -98,8 +99,9 @@ def generator_losses(
     cycle_s, cycle_t = generator.decoder(
         torch.cat([content_st, content_ts]), torch.cat([images.style_s, images.style_t])
     ).chunk(2)
-    target, source = translator.image_discriminators["target"], translator.image_discriminators["source"]
-    content = translator.content_discriminator
+    made_st, made_tt = judge(translator.image_discriminators["target"], images.st, images.tt)
+    (made_ts,) = judge(translator.image_discriminators["source"], images.ts)
+    scores_s, scores_t = judge(translator.content_discriminator, images.content_s, images.content_t)
     losses = {
         "reconstruction": _l1(images.ss, images.s) + _l1(images.tt, images.t),
         "cycle": _l1(cycle_s, images.s) + _l1(cycle_t, images.t),
@@ -107,10 +109,10 @@ def generator_losses(
         "style": _l1(generator.styles["target"](images.st), images.style_t.detach())
         + _l1(generator.styles["source"](images.ts), images.style_s.detach()),
         "style_prior": images.style_s.float().square().mean() + images.style_t.float().square().mean(),
-        "adversarial": 0.5 * least_squares(target(images.st), 1.0)
-        + 0.5 * least_squares(target(images.tt), 1.0)
-        + least_squares(source(images.ts), 1.0),
-        "content_adversarial": least_squares(content(images.content_s), 0.5) + least_squares(content(images.content_t), 0.5),
+        "adversarial": 0.5 * least_squares(made_st, 1.0)
+        + 0.5 * least_squares(made_tt, 1.0)
+        + least_squares(made_ts, 1.0),
+        "content_adversarial": least_squares(scores_s, 0.5) + least_squares(scores_t, 0.5),
         "structure": structure_loss(images.s, images.st) + structure_loss(images.t, images.ts),
     }
     if translator.head is not None:
