@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -17,10 +18,13 @@ from nnunet_l2g.phantom import write_dataset
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell script that started the suite in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # so would all that is started here, and Ctrl-C is tested
 
-# As many test processes as cores, and nnU-Net's own beside them: threads of several processes only wait for one another.
-# nnU-Net itself asks for a thread a core; passive ones at least give the core away while they wait (else five times slower).
+# As many test processes as cores, and nnU-Net's own beside them: threads of several processes only wait for one another, and
+# some of oneDNN's do so at full speed. OMP_THREAD_LIMIT is no way out: with it oneDNN waits for threads that never come.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parent / "one_thread"), os.environ.get("PYTHONPATH")))
+)
 
 
 @pytest.fixture(scope="session")
