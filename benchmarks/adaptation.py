@@ -8,7 +8,7 @@ Everything through the command lines of nnU-Net and of nnunet_l2g, in nnU-Net fo
 plans the source, adapts it to the target, trains each method on fold 0 with the same plans and epochs, predicts the target's
 test images and scores them. What is there already is kept: the same command goes on where it stopped. Twins that translate
 take over GLUA's finished first stage. Logs are in WORK/logs. "source turned over" is nothing but the sign of each channel, as
-GLUA measures it.
+GLUA measures it; "GLUA x100" aligns with a hundred times the weight, and so on.
 
 Scores: Dice and 95 % Hausdorff distance per case, mean over its structures. Share of the gap closed: (method - source only) /
 (supervised - source only) of mean Dice, with a bootstrap interval over test cases. Target labels are read by the ceiling and
@@ -46,11 +46,16 @@ METHODS = {  # GLUA before those that take its translation over
     "translation only": "nnUNetTrainerGLUATranslationOnly",
     "no translation": "nnUNetTrainerGLUANoTranslation",
     "self-training": "nnUNetTrainerGLUASelfTraining",
+    "reweighted": "nnUNetTrainerGLUAReweighted",  # of benchmarks/candidates
 }
-TAKES_OVER = ("no mask", "translation only", "self-training")
+STRENGTHS = {f"{method} x{factor}": factor for factor in (10, 100, 1000) for method in ("GLUA", "no mask")}
+METHODS |= {strong: METHODS[strong.rsplit(" ", 1)[0]] for strong in STRENGTHS}
+EXTRA = ("reweighted", *STRENGTHS)  # only where they are named
+TAKES_OVER = ("no mask", "translation only", "self-training", *EXTRA)
 STAGE = "stage_translation.pth"
 RESAMPLES = 10_000
-KEPT = ("pair", "epochs", "iterations", "batch_size", "translator_width", "slices", "translation_share")
+CANDIDATES = Path(__file__).resolve().parent / "candidates"
+KEPT = ("pair", "epochs", "iterations", "batch_size", "patch_size", "translator_width", "slices", "translation_share")
 PLAIN = """from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
@@ -59,13 +64,15 @@ class {}(nnUNetTrainer):
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = {}, {}, {}
         super().initialize()
 """
-TRANSLATES = """import nnunet_l2g.trainers
+TRANSLATES = """import glua_candidates
+import nnunet_l2g.trainers
 
 
-class {}(nnunet_l2g.trainers.{}):
+class {}({}.{}):
     translation_settings = {{"width": {}}}
     stage_settings = {{"slices": {}}}
     translation_share = {}
+    alignment_weights = tuple({} * weight for weight in nnunet_l2g.trainers.nnUNetTrainerGLUA.alignment_weights)
 """
 SIGN_ALONE = """import nnunet_l2g.trainers
 import torch
@@ -111,10 +118,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=20, help="one that nnU-Net has a nnUNetTrainer_<N>epochs for")
     parser.add_argument("--iterations", type=int, help="of an epoch; default: nnU-Net's 250")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m not in EXTRA])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--configuration", choices=("2d", "3d_fullres"), help="default: the pair's")
     parser.add_argument("--batch-size", type=int, help="of the plans; default: as planned")
+    parser.add_argument("--patch-size", type=int, help="longest side of the plans' patch, in voxels; default: as planned")
     parser.add_argument("--translator-width", type=int, default=32, help="smaller for a CPU; default: %(default)s")
     parser.add_argument("--translation-share", type=float, default=0.5, help="epochs of it for each of the segmenter's")
     parser.add_argument("--slices", type=int, default=16, help="of a translation step; smaller for a CPU; default: %(default)s")
@@ -145,7 +153,8 @@ class Work:
             "nnUNet_raw": str(self.folder / "raw"),
             "nnUNet_preprocessed": str(make(self.folder / "preprocessed")),
             "nnUNet_results": str(make(self.folder / "results_0")),
-            VARIABLE: with_trainers(str(make(self.folder / "trainers"))),
+            VARIABLE: with_trainers(os.pathsep.join((str(make(self.folder / "trainers")), str(CANDIDATES)))),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(CANDIDATES), os.environ.get("PYTHONPATH")))),
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -154,7 +163,7 @@ class Work:
         configuration = self.pair.configuration
         self.refuse_other_settings()
         self.once("plan", "nnUNetv2_plan_and_preprocess", "-d", self.source, "-c", configuration, "--no_pp")
-        self.set_batch_size(self.folder / "preprocessed" / self.pair.source / "nnUNetPlans.json")
+        self.make_small(self.folder / "preprocessed" / self.pair.source / "nnUNetPlans.json")
         self.once("preprocess", "nnUNetv2_preprocess", "-d", self.source, "-c", configuration)
         self.once("adapt", "nnunet_l2g", "adapt", "-s", self.source, "-t", self.target, "-c", configuration)
         if self.pair.supervised and SUPERVISED in self.args.methods:
@@ -175,11 +184,22 @@ class Work:
             raise SystemExit(f"{file} is of other settings ({'; '.join(other)}); name another --folder")
         file.write_text(json.dumps(ours, indent=1) + "\n")
 
-    def set_batch_size(self, plans: Path) -> None:
-        if self.args.batch_size is not None:
-            content = json.loads(plans.read_text())
-            content["configurations"][self.pair.configuration]["batch_size"] = self.args.batch_size
-            plans.write_text(json.dumps(content, indent=4))
+    def make_small(self, plans: Path) -> None:
+        """Writes --batch-size and --patch-size into the plans; a smaller patch has the stages that leave it 4 voxels a side."""
+        size, side = self.args.batch_size, self.args.patch_size
+        content = json.loads(plans.read_text())
+        configuration = content["configurations"][self.pair.configuration]
+        configuration["batch_size"] = size or configuration["batch_size"]
+        if side is not None:
+            patch = np.minimum(configuration["patch_size"], side)
+            architecture = configuration["architecture"]["arch_kwargs"]
+            left = patch / np.cumprod(architecture["strides"], axis=0)  # (stages, dims)
+            stages = int((left >= 4).all(axis=1).sum())
+            for key in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage"):
+                architecture[key] = architecture[key][:stages]
+            architecture["n_conv_per_stage_decoder"] = architecture["n_conv_per_stage_decoder"][: stages - 1]
+            configuration["patch_size"], architecture["n_stages"] = patch.tolist(), stages
+        plans.write_text(json.dumps(content, indent=4))
 
     def measure(self, method: str, repeat: int) -> dict:
         """Scores of one method, trained and predicted if that has not been done yet."""
@@ -222,9 +242,12 @@ class Work:
         if method == TURNED:
             written = f"nnUNetTrainerTurnedOver_{schedule}"
             code = SIGN_ALONE.format(written, f"{name}_{schedule}")
-        elif "GLUA" in name and translation != (32, 16, 0.5):
-            written = f"{name}_w{args.translator_width}s{args.slices}_{schedule}"
-            code = TRANSLATES.format(written, f"{name}_{schedule}", *translation)
+        elif "GLUA" in name and (translation != (32, 16, 0.5) or method in STRENGTHS):
+            factor = STRENGTHS.get(method, 1)
+            stronger = f"x{factor}" if factor > 1 else ""
+            written = f"{name}{stronger}_w{args.translator_width}s{args.slices}_{schedule}"
+            module = "glua_candidates" if name == METHODS["reweighted"] else "nnunet_l2g.trainers"
+            code = TRANSLATES.format(written, module, f"{name}_{schedule}", *translation, factor)
         elif args.iterations and name == "nnUNetTrainer":
             written = f"{name}_{schedule}"
             validation = max(1, round(args.iterations / 5))  # as nnU-Net's 50 of 250
