@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-TURNED_BELOW = 0.5  # of the distance as it is: doubt leaves a channel alone
+TURNED_BELOW = 0.75  # of the distance as it is: doubt leaves a channel alone
 WORTH_IT = 0.05  # standard deviations: below it, a distance is the draw of cases, also between equal domains
 CASES, PLANES, VOXELS = 50, 8, 1024  # cases of each domain, planes of a case, voxels of a plane
 
