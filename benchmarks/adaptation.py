@@ -64,11 +64,11 @@ class {}(nnUNetTrainer):
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = {}, {}, {}
         super().initialize()
 """
-TRANSLATES = """import glua_candidates
-import nnunet_l2g.trainers
+TRANSLATES = """import nnunet_l2g.trainers
+from {} import {} as Base
 
 
-class {}({}.{}):
+class {}(Base):
     translation_settings = {{"width": {}}}
     stage_settings = {{"slices": {}}}
     translation_share = {}
@@ -247,7 +247,7 @@ class Work:
             stronger = f"x{factor}" if factor > 1 else ""
             written = f"{name}{stronger}_w{args.translator_width}s{args.slices}_{schedule}"
             module = "glua_candidates" if name == METHODS["reweighted"] else "nnunet_l2g.trainers"
-            code = TRANSLATES.format(written, module, f"{name}_{schedule}", *translation, factor)
+            code = TRANSLATES.format(module, f"{name}_{schedule}", written, *translation, factor)
         elif args.iterations and name == "nnUNetTrainer":
             written = f"{name}_{schedule}"
             validation = max(1, round(args.iterations / 5))  # as nnU-Net's 50 of 250
