@@ -20,7 +20,7 @@ def test_norms_are_those_of_a_step_of_the_trainer(adapted_folders, monkeypatch):
     monkeypatch.setattr(trainer, "_translate_some", lambda images: images)
     found = measure(trainer, batch)
     assert network.unlabelled is None
-    assert 0 < found["masked alignment"] and 0 <= found["mean of the mask"] <= 1
+    assert found["masked alignment"] > 0 and 0 <= found["mean of the mask"] <= 1
     assert all(-1 <= found[key] <= 1 for key in found if key.startswith("cosine"))
     # the same by the loss that trains
     trainer.alignment_of_features.weight, network.unlabelled = 1.0, batch["unlabelled"]
