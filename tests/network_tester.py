@@ -66,6 +66,12 @@ def training_loss(network, x):
     return loss if auxiliary is None else loss + auxiliary
 
 
+def gradient_error(expected: nn.Module, found: nn.Module) -> float:
+    r""":math:`\lVert g - g' \rVert / \lVert g \rVert` over all parameters that have a gradient."""
+    one, other = (torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad]) for net in (expected, found))
+    return float((one - other).norm() / one.norm())
+
+
 def train_steps(network, x, steps: int) -> float:
     """A few optimiser steps as the trainer makes them; the last loss."""
     optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.9, nesterov=True)

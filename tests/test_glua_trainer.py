@@ -88,6 +88,9 @@ class Stub(torch.nn.Module):
         self.seen.append(styles)
         return x + 1000
 
+    def turn(self, x):
+        return -x
+
 
 def test_some_samples_are_translated_each_in_its_style_and_labels_stay(adapted_folders):
     trainer = make(adapted_folders)
@@ -98,7 +101,7 @@ def test_some_samples_are_translated_each_in_its_style_and_labels_stay(adapted_f
     for _ in range(40):
         found = trainer._translate_some(images)
         changed = (found - images > 500).flatten(1).all(1)
-        assert torch.equal(changed, trainer._translated) and torch.equal(found[~changed], images[~changed])
+        assert torch.equal(changed, trainer._translated) and torch.equal(found[~changed], -images[~changed])
         assert torch.equal(images, kept)
         shares.append(float(changed.float().mean()))
     assert 0.6 < np.mean(shares) < 0.8
@@ -113,6 +116,8 @@ def test_some_samples_are_translated_each_in_its_style_and_labels_stay(adapted_f
     trainer.train_step(batch)
     torch.testing.assert_close(seen["data"], batch["data"] + 1000)
     assert torch.equal(seen["unlabelled"], batch["unlabelled"])
+    trainer.validation_step(batch)
+    assert torch.equal(seen["data"], -batch["data"])
     assert all(torch.equal(one, two) for one, two in zip(seen["target"], labels, strict=True))
     assert trainer.network.unlabelled is None
 

@@ -137,14 +137,17 @@ def test_finite_under_autocast_with_images_of_any_size(dtype, scale):
 # ---- torch.compile, DDP ----
 
 
+# inductor, which nnU-Net uses, takes a minute or more for each network; the twins' graphs are run by eager's own kernels
 @pytest.mark.slow
-@pytest.mark.parametrize("twin", ["grcsf", "other", "dog", "no_rcu"])
-def test_compiled_without_graph_break_equals_eager_in_train_mode(twin):
+@pytest.mark.parametrize(
+    ("twin", "backend"), [("grcsf", "inductor"), *((twin, "aot_eager") for twin in ("other", "dog", "no_rcu"))]
+)
+def test_compiled_without_graph_break_equals_eager_in_train_mode(twin, backend):
     torch._dynamo.reset()
     x = tester.make_input("plain_2d")
     eager = wake(make("plain_2d", **TWINS[twin])).train()
     raw = copy.deepcopy(eager)
-    compiled = torch.compile(raw, fullgraph=True)
+    compiled = torch.compile(raw, backend=backend, fullgraph=True)
     for _ in range(2):
         losses = []
         for forward, network in ((eager, eager), (compiled, raw)):
@@ -154,9 +157,8 @@ def test_compiled_without_graph_break_equals_eager_in_train_mode(twin):
             network.after_step()
             losses.append(loss.detach())
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
-    for (name, one), two in zip(eager.named_parameters(), raw.parameters(), strict=True):
-        if one.requires_grad:
-            torch.testing.assert_close(two.grad, one.grad, rtol=2e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        # inductor rounds otherwise, and a value that this moves across LeakyReLU's kink has another gradient
+        assert tester.gradient_error(eager, raw) < (0.02 if backend == "inductor" else 1e-5)
 
 
 def _ddp_gradients(rank, x):
