@@ -3,9 +3,9 @@
     python benchmarks/environments.py [--python python3.10 ...] [--versions oldest newest] [--folder DIR] [--json FILE]
 
 For each interpreter that is found, and each of both ends, a virtual environment is made (6 GB with CUDA's libraries, removed
-afterwards), the checkout is installed into it, and `pytest -m "not slow and not commands"` is run. JSON is added to.
-Exit status 1 if a test failed, or if the tests took longer than --minutes. Without arguments: every python3.10 to python3.13 on
-PATH, both ends.
+afterwards), the checkout is installed into it, and the short suite is run (`pytest -m "not slow and not commands and
+not long"`). JSON is added to. Exit status 1 if a test failed, or if the tests took longer than
+--minutes. Without arguments: every python3.10 to python3.13 on PATH, both ends.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def test_environment(python: str, versions: str, folder: Path, minutes: float, m
     installed = json.loads(subprocess.run([inside, "-c", VERSIONS], capture_output=True, text=True, check=True).stdout)
     print(f"Python {'.'.join(map(str, version))}, {installed}: installed in {time.time() - began:.0f} s", flush=True)
     began = time.time()
-    command = [inside, "-m", "pytest", "-q", "-m", "not slow and not commands", "--deselect", OWN_RECORD, *more]
+    command = [inside, "-m", "pytest", "-q", "-m", "not slow and not commands and not long", "--deselect", OWN_RECORD, *more]
     status, output = run_tests(list(map(str, command)), minutes)
     lines = output.splitlines() or ["no output"]
     print(*[line for line in lines if line.startswith(("FAILED", "ERROR"))], lines[-1], sep="\n", flush=True)

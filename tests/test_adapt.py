@@ -661,7 +661,7 @@ def test_train_validate_predict_export_and_predict_elsewhere(pair):
     images, predictions = pair.path("raw", TARGET, "imagesTs"), other.folder / "predictions"
     edit_images(images, to_ct)
     other.run("nnUNetv2_predict", "-d", PLAIN, "-i", images, "-o", predictions, "-c", "2d", "-f", 0, "-tr", trainer,
-              "-p", PLANS, "-device", "cpu", "--disable_tta")  # fmt: skip
+              "-p", PLANS, "-device", "cpu", "--disable_tta", "-npp", 1, "-nps", 1)  # fmt: skip
     assert {path.name for path in predictions.glob("*.nii.gz")} == {"phantom_ts000.nii.gz", "phantom_ts001.nii.gz"}
 
     # what the predictor does to an image is what adapt did to the target
@@ -682,7 +682,7 @@ def test_2d_images_in_png(tmp_path, monkeypatch):
     for identifier, contrast in ((985, "cine"), (986, "late_enhancement")):
         write_dataset(project.path("raw"), 5, 0, contrast, seed=identifier, dataset_id=identifier, name="Flat", size=(40, 40),
                       spacing=(3.0, 3.0))  # fmt: skip
-    project.run("nnUNetv2_plan_and_preprocess", "-d", 985, "-c", "2d", "-np", 2)
+    project.run("nnUNetv2_plan_and_preprocess", "-d", 985, "-c", "2d", "-np", 2, forked=True)
     assert adapt(source="985", target="986") == 0
     plans = json.loads(project.path("preprocessed", "Dataset985_Flat", "nnUNetPlans_to986.json").read_text())
     target = check_adapted_plans(plans, "2d")

@@ -5,7 +5,7 @@ import json
 import pytest
 from test_benchmarks import script
 
-pytestmark = [pytest.mark.commands, pytest.mark.slow]
+pytestmark = pytest.mark.long
 
 
 def test_adapted_it_finds_what_source_only_training_does_not(tmp_path, monkeypatch):

@@ -538,8 +538,7 @@ def test_prediction_folders_that_cannot_be_compared(folders, tmp_path, capsys, m
 # nnU-Net itself
 
 
-@pytest.mark.commands
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_fills_in_what_is_missing(planned, tmp_path, monkeypatch, capsys):
     for name, value in planned.variables.items():
         monkeypatch.setenv(name, value)

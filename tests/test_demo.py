@@ -265,8 +265,7 @@ def test_help_is_quick_to_import():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-@pytest.mark.commands
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_real_demo_learns(tmp_path):
     subprocess.run([sys.executable, "-m", "nnunet_l2g.cli", "demo", "-o", tmp_path / "demo", "--device", "cpu"], check=True)
     summary = json.loads((tmp_path / "demo" / "demo_summary.json").read_text())

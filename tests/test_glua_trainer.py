@@ -268,7 +268,7 @@ def test_the_random_intensity_control_needs_no_target_and_changes_images_alone(a
     run_epochs(trainer, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_identical_domains_hardly_raise_the_mask_and_the_source_is_learnt_as_well(adapted_folders):
     """A target of the source's own kind, other hearts in the same contrast, against one of another contrast."""
     for number, contrast in ((984, "cine"), (985, "black_blood")):

@@ -138,9 +138,12 @@ def test_finite_under_autocast_with_images_of_any_size(dtype, scale):
 
 
 # inductor, which nnU-Net uses, takes a minute or more for each network; the twins' graphs are run by eager's own kernels
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("twin", "backend"), [("grcsf", "inductor"), *((twin, "aot_eager") for twin in ("other", "dog", "no_rcu"))]
+    ("twin", "backend"),
+    [
+        pytest.param("grcsf", "inductor", marks=pytest.mark.long),
+        *(pytest.param(twin, "aot_eager", marks=pytest.mark.slow) for twin in ("grcsf", "other", "dog", "no_rcu")),
+    ],
 )
 def test_compiled_without_graph_break_equals_eager_in_train_mode(twin, backend):
     torch._dynamo.reset()

@@ -9,7 +9,7 @@ from test_benchmarks import script
 KILLS = 3
 
 
-@pytest.mark.commands
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="kills forked processes, and looks for orphans with ps")
 def test_nothing_is_lost_to_a_kill(tmp_path):
     result = tmp_path / "kills.json"

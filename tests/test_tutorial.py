@@ -13,8 +13,7 @@ from nnunet_l2g.autoload import VARIABLE, with_trainers
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
 
 
-@pytest.mark.commands
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_line_of_the_tutorial_runs(tmp_path):
     text = TUTORIAL.read_text(encoding="utf-8")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
