@@ -645,7 +645,7 @@ def test_train_validate_predict_export_and_predict_elsewhere(pair):
     """Nothing of the target but its plans is needed to predict: not its data, not the source's, on another machine."""
     make_ct(pair)
     trainer = "nnUNetTrainerL2GNet_1epochs_2iterations"
-    pair.run("nnunet_l2g", "adapt", "-s", 981, "-t", 983, "-c", "2d", "-np", 2)
+    pair.run("nnunet_l2g", "adapt", "-s", 981, "-t", 983, "-c", "2d", "-np", 1)
     pair.path("results").mkdir()
     pair.run("nnUNetv2_train", 981, "2d", 0, "-tr", trainer, "-p", PLANS, "-device", "cpu")
     model = pair.path("results", PLAIN, f"{trainer}__{PLANS}__2d")

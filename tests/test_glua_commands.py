@@ -36,7 +36,7 @@ def pair(planned, tmp_path_factory):
 def logs(pair):
     """Refused on plans without a target, killed in the segmenter's third epoch, finished."""
     refused = pair.run("nnUNetv2_train", 981, "2d", 0, "-tr", TRAINER, "-device", "cpu", fails=True)
-    pair.run("nnunet_l2g", "adapt", "-s", 981, "-t", 983, "-c", "2d", "-np", 2)
+    pair.run("nnunet_l2g", "adapt", "-s", 981, "-t", 983, "-c", "2d", "-np", 1)
     child, first = pair.start(*TRAIN), ""
     for line in child.stdout:
         first += line

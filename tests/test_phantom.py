@@ -2,6 +2,8 @@
 
 import json
 from itertools import pairwise
+from multiprocessing.pool import ThreadPool
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,13 +167,15 @@ def test_bad_dataset_arguments_write_nothing(tmp_path, keywords, message):
     assert not (tmp_path / "raw").exists()
 
 
-def verify(folder):
-    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+def verify(folder, monkeypatch):
+    """By threads: the process that nnU-Net spawns imports torch first, most of the time."""
+    from nnunetv2.experiment_planning import verify_dataset_integrity as module
 
-    verify_dataset_integrity(str(folder), num_processes=1)
+    threads = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=ThreadPool))
+    monkeypatch.setattr(module, "multiprocessing", threads)
+    module.verify_dataset_integrity(str(folder), num_processes=1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "keywords",
     [
@@ -182,9 +186,9 @@ def verify(folder):
     ],
     ids=["plain", "channels-regions-ignore", "lesions", "two-dimensional"],
 )
-def test_nnunet_accepts_the_dataset(tmp_path, keywords, capfd):
+def test_nnunet_accepts_the_dataset(tmp_path, keywords, capfd, monkeypatch):
     folder = write_dataset(tmp_path, 5, 2, seed=3, **{**SMALL, **keywords})
-    verify(folder)
+    verify(folder, monkeypatch)
     output = capfd.readouterr().out
     assert "Error" not in output
     assert "Warning" not in output
