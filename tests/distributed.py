@@ -8,11 +8,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# a spawned process imports torch and nnU-Net first, most of such a test; a fork server has done so once
+START = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+mp.get_context(START).set_forkserver_preload(["nnunet_l2g.trainers"])
+
 
 def run_two_processes(function, *arguments):
     """Calls function(rank, *arguments) in two gloo processes; what they return, by rank. function is module-level."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_process, (function, folder, arguments), nprocs=2)
+        mp.start_processes(_process, (function, folder, arguments), nprocs=2, start_method=START)
         return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(2)]
 
 

@@ -142,7 +142,8 @@ def test_finite_under_autocast_with_images_of_any_size(dtype, scale):
     ("twin", "backend"),
     [
         pytest.param("grcsf", "inductor", marks=pytest.mark.long),
-        *(pytest.param(twin, "aot_eager", marks=pytest.mark.slow) for twin in ("grcsf", "other", "dog", "no_rcu")),
+        pytest.param("grcsf", "aot_eager", marks=pytest.mark.slow),
+        *(pytest.param(twin, "aot_eager", marks=pytest.mark.long) for twin in ("other", "dog", "no_rcu")),
     ],
 )
 def test_compiled_without_graph_break_equals_eager_in_train_mode(twin, backend):
