@@ -109,7 +109,10 @@ def adapted(planned, tmp_path_factory):
 
 @pytest.fixture
 def adapted_folders(adapted, monkeypatch, tmp_path):
-    """nnU-Net's variables, loaders without workers, results of this test's own."""
+    """nnU-Net's variables, loaders without workers, results of this test's own; no figure of progress, which takes longer than
+    these epochs and which the command lines' tests look for."""
+    for module in ("nnunet_l2g.training.stages", "nnunet_l2g.trainers.base"):
+        monkeypatch.setattr(f"{module}.draw_diagnostics", lambda *_: None)
     for name, value in adapted.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))

@@ -37,7 +37,6 @@ def test_every_twin_trains_and_logs_its_own(adapted_folders, name):
     expected |= {"confident_share"} if name == "GLUASelfTraining" else set()
     assert set(trainer.diagnostic_keys) == expected
     assert all(len(logging[key]) == 4 and np.isfinite(logging[key]).all() for key in expected)
-    assert Path(trainer.output_folder, "progress_glua.png").stat().st_size > 1000
     assert Path(trainer.output_folder, "stage_translation.pth").exists() == (name != "GLUANoTranslation")
     if name != "GLUATranslationOnly":
         assert logging["alignment_weight"] == pytest.approx(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+# Inches, of a panel and its margins: matplotlib's own layouts draw all text several times, every epoch.
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 4.5, 3.0, 0.65, 0.15, 0.35, 0.5
+COLOURS = ("#0072B2", "#D55E00")
 TITLES = {
     "perplexity": "codes: perplexity",
     "codes_used": "codes in use",
@@ -25,29 +28,47 @@ TITLES = {
 
 
 def draw_diagnostics(logging: Mapping[str, Sequence[float]], keys: Sequence[str], filename: str) -> None:
-    """Writes a PNG with one panel for each of ``keys`` over epochs. Replaces the file in one step."""
+    """Writes a PNG with a panel for each of ``keys`` over epochs, `train_x` and `validation_x` in one. Replaces the file in one
+    step."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: no global state beside nnU-Net's
 
-    columns, rows = min(3, len(keys)), -(-len(keys) // 3)
+    panels = _panels(keys)
+    columns, rows = min(3, len(panels)), -(-len(panels) // 3)
     partial = filename + ".partial.png"
     with style.context("default"):  # nnU-Net's progress.png sets huge fonts for the whole process
-        figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
+        figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows))
         FigureCanvasAgg(figure)
-        for index, key in enumerate(keys):
-            axes = figure.add_subplot(rows, columns, index + 1)
-            values = list(logging[key])
-            axes.plot(range(len(values)), values, color="#0072B2", marker="o", markersize=3)
-            axes.set(title=_title(key), xlabel="epoch")
+        for index, (name, curves) in enumerate(panels.items()):
+            row, column = divmod(index, columns)
+            left, bottom = (column * WIDTH + LEFT) / (WIDTH * columns), ((rows - 1 - row) * HEIGHT + BOTTOM) / (HEIGHT * rows)
+            size = (WIDTH - LEFT - RIGHT) / (WIDTH * columns), (HEIGHT - BOTTOM - TOP) / (HEIGHT * rows)
+            axes = figure.add_axes((left, bottom, *size))
+            values = [value for key in curves for value in logging[key]]
+            for key, colour in zip(curves, COLOURS, strict=False):
+                part = key.removesuffix(f"_{name}")
+                axes.plot(range(len(logging[key])), logging[key], color=colour, marker="o", markersize=3, label=part)
+            if len(curves) > 1 and index == 0:  # the same in all
+                axes.legend()
+            axes.set_title(_title(name), y=1)  # else it looks for room above it, which draws all ticks once more
+            axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
             if min(values, default=0) > 0 and max(values) > 10 * min(values):
                 axes.set_yscale("log")
             elif min(values, default=0) >= 0:
                 axes.set_ylim(bottom=0, top=1.1 * max(values, default=0) or 1)
             axes.grid(alpha=0.3)
-        figure.savefig(partial, dpi=110)
+        figure.savefig(partial, dpi=110, pil_kwargs={"compress_level": 1})
     os.replace(partial, filename)
+
+
+def _panels(keys: Sequence[str]) -> dict[str, list[str]]:
+    """Panels by name, each with its keys."""
+    panels: dict[str, list[str]] = {}
+    for key in keys:
+        panels.setdefault(key.removeprefix("train_").removeprefix("validation_"), []).append(key)
+    return panels
 
 
 def _title(key: str) -> str:
