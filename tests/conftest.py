@@ -82,7 +82,13 @@ def planned(tmp_path_factory, worker_id):
 
 
 @pytest.fixture
-def nnunet_folders(planned, monkeypatch, tmp_path):
+def undrawn(monkeypatch):
+    """nnU-Net's figure of progress takes longer than a test's epochs; the command lines' tests look for it."""
+    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
+
+
+@pytest.fixture
+def nnunet_folders(planned, undrawn, monkeypatch, tmp_path):
     """nnU-Net's variables in this process: planned data, results of this test's own."""
     for name, value in planned.variables.items():
         monkeypatch.setenv(name, value)
@@ -108,9 +114,8 @@ def adapted(planned, tmp_path_factory):
 
 
 @pytest.fixture
-def adapted_folders(adapted, monkeypatch, tmp_path):
-    """nnU-Net's variables, loaders without workers, results of this test's own; no figure of progress, which takes longer than
-    these epochs and which the command lines' tests look for."""
+def adapted_folders(adapted, undrawn, monkeypatch, tmp_path):
+    """nnU-Net's variables, loaders without workers, results of this test's own; none of our figures of progress either."""
     for module in ("nnunet_l2g.training.stages", "nnunet_l2g.trainers.base"):
         monkeypatch.setattr(f"{module}.draw_diagnostics", lambda *_: None)
     for name, value in adapted.variables.items():

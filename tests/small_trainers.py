@@ -30,7 +30,6 @@ def make(folders, name, plans, results, continues=False):
     results.mkdir(exist_ok=True)
     trainer.save_every = 1
     trainer.num_val_iterations_per_epoch = 1
-    trainer.logger.plot_progress_png = lambda *_: None  # nnU-Net's, half of the time
     return trainer
 
 
