@@ -167,8 +167,8 @@ def test_a_step_that_the_gradient_scaler_skips_moves_no_discriminator(adapted_fo
 def test_target_patches_come_with_every_batch_and_domains_are_sampled_alike_in_the_first_stage(adapted_folders):
     trainer = make(adapted_folders, batches=False)
     trainer.initialize()
-    for before, expected in ((True, 0.0), (False, trainer.oversample_foreground_percent)):
-        trainer._before_translation = before
+    for before, share, expected in ((True, 0.0, 0.0), (True, 0.5, 0.5), (False, 0.5, trainer.oversample_foreground_percent)):
+        trainer._before_translation, trainer.translation_oversampling = before, share
         for loader in trainer.get_dataloaders():
             assert isinstance(loader, WithUnlabelled)
             source, target = loader.labelled.data_loader, loader.target.data_loader

@@ -39,6 +39,10 @@ class nnUNetTrainerGLUA(PluginTrainer):
         it takes for so many steps.
     translation_settings, stage_settings : dict
         Further arguments of Translator and TranslationStage.
+    translation_oversampling : float
+        nnU-Net's oversample_foreground_percent for the source while the translation trains. 0 draws both domains uniformly;
+        more is for a source whose patches hold less of the structures than the target's: what it lacks to look like the
+        target is painted elsewhere.
     translated_share : float
         Chance of a source sample to be translated; the others keep their looks, in the target's sign of contrast.
     alignment_start, alignment_weights : float, (float, float)
@@ -51,6 +55,7 @@ class nnUNetTrainerGLUA(PluginTrainer):
     translation_share, translation_steps = 0.5, 8000
     translation_settings: dict = {}
     stage_settings: dict = {}
+    translation_oversampling = 0.0
     translated_share = 0.7
     alignment_start, alignment_weights = 0.2, (1e-3, 5e-3)
 
@@ -97,10 +102,10 @@ class nnUNetTrainerGLUA(PluginTrainer):
         return super().get_training_transforms(*args, use_mask_for_norm=self.target.source_use_mask_for_norm, **kwargs)
 
     def get_dataloaders(self):
-        """nnU-Net's, with the target's patches beside; while the translation trains, both domains are sampled uniformly."""
+        """nnU-Net's, with the target's patches beside; while the translation trains, with a sampling of its own."""
         usual = self.oversample_foreground_percent
         if self._before_translation:  # else the translation's discriminators would learn how often anatomy is seen
-            self.oversample_foreground_percent = 0.0
+            self.oversample_foreground_percent = self.translation_oversampling
         try:
             loaders = super().get_dataloaders()
         finally:
