@@ -56,7 +56,6 @@ STAGE = "stage_translation.pth"
 RESAMPLES = 10_000
 CANDIDATES = Path(__file__).resolve().parent / "candidates"
 KEPT = ("pair", "epochs", "iterations", "batch_size", "patch_size", "translator_width", "slices", "translation_share")
-ADDED = {"translation_oversampling": 0.0}  # to KEPT; folders of before have the default
 PLAIN = """from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
@@ -73,7 +72,6 @@ class {}(Base):
     translation_settings = {{"width": {}}}
     stage_settings = {{"slices": {}}}
     translation_share = {}
-    translation_oversampling = {}
     alignment_weights = tuple({} * weight for weight in nnunet_l2g.trainers.nnUNetTrainerGLUA.alignment_weights)
 """
 SIGN_ALONE = """import nnunet_l2g.trainers
@@ -127,7 +125,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--patch-size", type=int, help="longest side of the plans' patch, in voxels; default: as planned")
     parser.add_argument("--translator-width", type=int, default=32, help="smaller for a CPU; default: %(default)s")
     parser.add_argument("--translation-share", type=float, default=0.5, help="epochs of it for each of the segmenter's")
-    parser.add_argument("--translation-oversampling", type=float, default=0.0, help="see nnUNetTrainerGLUA")
     parser.add_argument("--slices", type=int, default=16, help="of a translation step; smaller for a CPU; default: %(default)s")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="JSON")
     args = parser.parse_args()
@@ -179,9 +176,9 @@ class Work:
 
     def refuse_other_settings(self) -> None:
         """SystemExit if WORK was made with other lengths or plans: what is there would be taken for what was asked for."""
-        ours = {key: getattr(self.args, key) for key in (*KEPT, *ADDED)} | {"configuration": self.pair.configuration}
+        ours = {key: getattr(self.args, key) for key in KEPT} | {"configuration": self.pair.configuration}
         file = self.folder / "settings.json"
-        theirs = ADDED | json.loads(file.read_text()) if file.exists() else ours
+        theirs = json.loads(file.read_text()) if file.exists() else ours
         other = [f"{key}: there {theirs.get(key)}, here {value}" for key, value in ours.items() if theirs.get(key) != value]
         if other:
             raise SystemExit(f"{file} is of other settings ({'; '.join(other)}); name another --folder")
@@ -241,11 +238,11 @@ class Work:
         """Its name; with lengths or a translation that no trainer has, that of one written for it in WORK/trainers."""
         args, name = self.args, METHODS[method]
         schedule = f"{args.epochs}epochs" + (f"_{args.iterations}iterations" if args.iterations else "")
-        translation = (args.translator_width, args.slices, args.translation_share, args.translation_oversampling)
+        translation = (args.translator_width, args.slices, args.translation_share)
         if method == TURNED:
             written = f"nnUNetTrainerTurnedOver_{schedule}"
             code = SIGN_ALONE.format(written, f"{name}_{schedule}")
-        elif "GLUA" in name and (translation != (32, 16, 0.5, 0.0) or method in STRENGTHS):
+        elif "GLUA" in name and (translation != (32, 16, 0.5) or method in STRENGTHS):
             factor = STRENGTHS.get(method, 1)
             stronger = f"x{factor}" if factor > 1 else ""
             written = f"{name}{stronger}_w{args.translator_width}s{args.slices}_{schedule}"

@@ -39,12 +39,8 @@ class nnUNetTrainerGLUA(PluginTrainer):
         it takes for so many steps.
     translation_settings, stage_settings : dict
         Further arguments of Translator and TranslationStage.
-    translation_oversampling : float
-        nnU-Net's oversample_foreground_percent for the source while the translation trains. 0 draws both domains uniformly;
-        more is for a source whose patches hold less of the structures than the target's: what it lacks to look like the
-        target is painted elsewhere.
     translated_share : float
-        Chance of a source sample to be translated; the others keep their looks, in the target's sign of contrast.
+        Chance of a source sample to be translated; the others stay as they are.
     alignment_start, alignment_weights : float, (float, float)
         Share of the epochs before the alignment begins, and its weight then and at the end.
     """
@@ -55,7 +51,6 @@ class nnUNetTrainerGLUA(PluginTrainer):
     translation_share, translation_steps = 0.5, 8000
     translation_settings: dict = {}
     stage_settings: dict = {}
-    translation_oversampling = 0.0
     translated_share = 0.7
     alignment_start, alignment_weights = 0.2, (1e-3, 5e-3)
 
@@ -102,10 +97,10 @@ class nnUNetTrainerGLUA(PluginTrainer):
         return super().get_training_transforms(*args, use_mask_for_norm=self.target.source_use_mask_for_norm, **kwargs)
 
     def get_dataloaders(self):
-        """nnU-Net's, with the target's patches beside; while the translation trains, with a sampling of its own."""
+        """nnU-Net's, with the target's patches beside; while the translation trains, both domains are sampled uniformly."""
         usual = self.oversample_foreground_percent
         if self._before_translation:  # else the translation's discriminators would learn how often anatomy is seen
-            self.oversample_foreground_percent = self.translation_oversampling
+            self.oversample_foreground_percent = 0.0
         try:
             loaders = super().get_dataloaders()
         finally:
@@ -205,26 +200,17 @@ class nnUNetTrainerGLUA(PluginTrainer):
         finally:
             network.forget()
 
-    def validation_step(self, batch: dict) -> dict:
-        """nnU-Net's, on source patches in the target's sign of contrast: no others are trained on."""
-        if self.translator is None:
-            return super().validation_step(batch)
-        source = self.translator.turn(batch["data"].to(self.device, non_blocking=True))
-        return super().validation_step({**batch, "data": source})
-
     def _translate_some(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, *patch), some samples of it in a target style of their own, the others turned over where the translation's
-        are: a sign that is known needs no second look. Labels stay where they are."""
+        """(B, C, *patch), some samples of it in a target style of their own; labels stay where they are."""
         if self.translator is None:
             self._translated = None  # all source samples count as source
             return images
         chosen = torch.rand(len(images)) < self.translated_share
         self._translated = chosen.to(images.device)
-        shown = self.translator.turn(images)
         if chosen.any():
             places = chosen.nonzero()[:, 0].to(images.device)  # not the mask itself: it would wait for the device
-            shown = shown.index_copy(0, places, self._translate(images[places]))
-        return shown
+            images = images.index_copy(0, places, self._translate(images[places]))
+        return images
 
     def _translate(self, images: torch.Tensor) -> torch.Tensor:
         images = images.to(self.device)
@@ -237,15 +223,6 @@ class nnUNetTrainerGLUA(PluginTrainer):
     def _after_step(self) -> None:
         if self.alignment:
             self.alignment_of_features.step(self._translated)
-
-    def perform_actual_validation(self, save_probabilities: bool = False):
-        """nnU-Net's, on source images as prediction would get them, with a word where the network never saw such."""
-        if self.translator is not None and (self.translator.polarity < 0).any():
-            self.print_to_log_file(
-                "What follows validates on source images as they are. This network was trained on them turned over and is for "
-                f"{self.target.dataset_name}: a low Dice is expected here and says nothing of the target."
-            )
-        super().perform_actual_validation(save_probabilities)
 
     # ---- log and checkpoint ----
 
