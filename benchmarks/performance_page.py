@@ -96,6 +96,8 @@ def table(header: list[str], rows: list[list]) -> str:
 def source(file: str | Path, result: dict) -> str:
     """Where a table comes from."""
     threads = f", {result['torch_threads']} thread(s)" if result["cuda"] is None else f", CUDA {result['cuda']}"
+    if result["cuda"] is None and "cpu_capability" in result:
+        threads = f" ({result['cpu_capability']}){threads}"
     load = f"load average {result['load_average']} on {result['cpus']} CPUs"
     return (
         f"{result['device']}{threads}, torch {result['torch']}; {load}. "
