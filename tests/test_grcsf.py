@@ -149,7 +149,7 @@ def test_finite_under_autocast_with_images_of_any_size(dtype, scale):
 def test_compiled_without_graph_break_equals_eager_in_train_mode(twin, backend):
     torch._dynamo.reset()
     x = tester.make_input("plain_2d")
-    eager = wake(make("plain_2d", **TWINS[twin])).train()
+    eager = tester.smooth(wake(make("plain_2d", **TWINS[twin]))).train()
     raw = copy.deepcopy(eager)
     compiled = torch.compile(raw, backend=backend, fullgraph=True)
     for _ in range(2):
@@ -161,8 +161,9 @@ def test_compiled_without_graph_break_equals_eager_in_train_mode(twin, backend):
             network.after_step()
             losses.append(loss.detach())
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
-        # inductor rounds otherwise, and a value that this moves across LeakyReLU's kink has another gradient
-        assert tester.gradient_error(eager, raw) < (0.02 if backend == "inductor" else 1e-5)
+    for (name, one), two in zip(eager.named_parameters(), raw.parameters(), strict=True):
+        if one.requires_grad:
+            torch.testing.assert_close(two.grad, one.grad, rtol=2e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def _ddp_gradients(rank, x):

@@ -256,7 +256,7 @@ def test_constant_features_stay_finite():
 @pytest.mark.parametrize(
     ("twin", "backend"),
     [
-        pytest.param("l2gnet", "inductor", marks=pytest.mark.long),
+        *(pytest.param(twin, "inductor", marks=pytest.mark.long) for twin in ("l2gnet", "class_tied", "readout")),
         *(pytest.param(twin, "aot_eager", marks=pytest.mark.slow) for twin in ("l2gnet", "readout")),
         *(pytest.param(twin, "aot_eager", marks=pytest.mark.long) for twin in ("no_codebook", "no_transport", "softmax")),
         *(pytest.param(twin, "aot_eager", marks=pytest.mark.long) for twin in ("class_tied", "many_tokens")),
@@ -266,7 +266,7 @@ def test_compiled_without_graph_break_equals_eager_in_train_mode(twin, backend):
     """Values, gradients and codebook over several steps: an update inside the compiled forward would spoil the gradients."""
     torch._dynamo.reset()
     x = tester.make_input("plain_2d")
-    eager, raw = (make("plain_2d", **{**TWINS, **CANDIDATES}[twin]).train() for _ in range(2))
+    eager, raw = (tester.smooth(make("plain_2d", **{**TWINS, **CANDIDATES}[twin])).train() for _ in range(2))
     if twin in CANDIDATES:  # tokens of few random codes are nearly constant at the decoder, where only rounding is left of them
         tester.train_steps(eager, x, 1)
     compiled = torch.compile(raw, backend=backend, fullgraph=True)
@@ -283,8 +283,8 @@ def test_compiled_without_graph_break_equals_eager_in_train_mode(twin, backend):
             loss.backward()
             losses.append(loss.detach())
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
-        # inductor rounds otherwise, and a value that this moves across LeakyReLU's kink has another gradient
-        assert tester.gradient_error(eager, raw) < (0.02 if backend == "inductor" else 1e-5)
+        for (name, one), two in zip(eager.named_parameters(), raw.parameters(), strict=True):
+            torch.testing.assert_close(two.grad, one.grad, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
         for network, optimizer in zip((eager, raw), optimizers, strict=True):
             optimizer.step()
             torch.manual_seed(4)
