@@ -35,11 +35,11 @@ from timing import conditions
 from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.demo.nnunet import nnunet_command, shown_command
 
-SOURCE_ONLY, SUPERVISED, TURNED = "source only", "supervised", "source turned over"
+SOURCE_ONLY, SUPERVISED = "source only", "supervised"
 METHODS = {  # GLUA before those that take its translation over
     SOURCE_ONLY: "nnUNetTrainer",
     SUPERVISED: "nnUNetTrainer",
-    TURNED: "nnUNetTrainerGLUANoTranslation",
+    "source turned over": "nnUNetTrainerGLUASignOnly",
     "random intensity": "nnUNetTrainerRandomIntensity",
     "GLUA": "nnUNetTrainerGLUA",
     "no mask": "nnUNetTrainerGLUANoMask",
@@ -73,23 +73,6 @@ class {}(Base):
     stage_settings = {{"slices": {}}}
     translation_share = {}
     alignment_weights = tuple({} * weight for weight in nnunet_l2g.trainers.nnUNetTrainerGLUA.alignment_weights)
-"""
-SIGN_ALONE = """import nnunet_l2g.trainers
-import torch
-from nnunet_l2g.adaptation.polarity import measure_polarity
-from nnunet_l2g.adaptation.target_stream import target_dataset
-
-
-class {}(nnunet_l2g.trainers.{}):
-    alignment = False
-
-    def on_train_start(self):
-        super().on_train_start()
-        found = measure_polarity(self.get_tr_and_val_datasets()[0], target_dataset(self.target))
-        self.signs = torch.tensor([float(channel.sign) for channel in found], device=self.device)
-
-    def _translate_some(self, images):
-        return images * self.signs.view(-1, *[1] * (images.dim() - 2))
 """
 
 
@@ -239,10 +222,7 @@ class Work:
         args, name = self.args, METHODS[method]
         schedule = f"{args.epochs}epochs" + (f"_{args.iterations}iterations" if args.iterations else "")
         translation = (args.translator_width, args.slices, args.translation_share)
-        if method == TURNED:
-            written = f"nnUNetTrainerTurnedOver_{schedule}"
-            code = SIGN_ALONE.format(written, f"{name}_{schedule}")
-        elif "GLUA" in name and (translation != (32, 16, 0.5) or method in STRENGTHS):
+        if "GLUA" in name and (translation != (32, 16, 0.5) or method in STRENGTHS):
             factor = STRENGTHS.get(method, 1)
             stronger = f"x{factor}" if factor > 1 else ""
             written = f"{name}{stronger}_w{args.translator_width}s{args.slices}_{schedule}"

@@ -47,6 +47,7 @@ STAGES = {
     "nnUNetTrainerGLUATranslationOnly": "translation",
     "nnUNetTrainerGLUANoMask": "translation",
     "nnUNetTrainerGLUANoTranslation": None,
+    "nnUNetTrainerGLUASignOnly": None,
     "nnUNetTrainerGLUASelfTraining": "translation",
     "nnUNetTrainerRandomIntensity": None,
 }

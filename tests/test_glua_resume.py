@@ -70,13 +70,13 @@ def test_a_channel_that_is_turned_over_stays_so(adapted_folders, capsys):
     """Measured on what `adapt` made; in the log, in the stage's checkpoint and in the segmenter's."""
     trainer = make(adapted_folders)
     trainer.on_train_start()
-    assert "Channel 0 of the source is translated as it is: Wasserstein distance to the target" in capsys.readouterr().out
+    assert "Channel 0 of the source is left as it is: Wasserstein distance to the target" in capsys.readouterr().out
     assert trainer.translator.polarity.tolist() == [1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(glua, "measure_polarity", lambda source, target: [Polarity(1.0, 0.125)])
         trainer = make(adapted_folders)
         trainer.on_train_start()
-    assert "Channel 0 of the source is translated turned over" in capsys.readouterr().out
+    assert "Channel 0 of the source is turned over" in capsys.readouterr().out
     twin = make(adapted_folders, "GLUA", continues=True)  # the stage is finished, the segmenter has not begun
     twin.on_train_start()
     assert twin.translator.polarity.tolist() == [-1]
@@ -105,7 +105,7 @@ def test_a_stripped_checkpoint_validates_but_does_not_continue(adapted_folders):
     torch.save(checkpoint, file)
     resumed = make(adapted_folders, "GLUANoTranslation", continues=True)
     resumed.load_checkpoint(file)
-    with pytest.raises(UserError, match="has no translator or discriminator"):
+    with pytest.raises(UserError, match="has nothing of what GLUA keeps beside the network"):
         resumed.on_train_start()
 
 

@@ -13,6 +13,7 @@ from test_trainers import make
 from tiny_model import make_plans, write_case, write_model
 
 from nnunet_l2g.evaluation.labels import read_labels
+from nnunet_l2g.inspection import inspection
 from nnunet_l2g.inspection.case import read_case
 from nnunet_l2g.inspection.codes import perplexity
 from nnunet_l2g.inspection.compensation import draw_compensation
@@ -335,6 +336,33 @@ def test_gluas_twins(tmp_path, trainer, has, lacks):
     files = read_summary(tmp_path / "out")["files"]
     assert has in files and lacks not in files
     assert read_summary(tmp_path / "out")["glua"]["notes"] == []
+
+
+def test_an_image_of_the_source_is_turned_over_for_a_network_that_knows_it_so(tmp_path, monkeypatch):
+    seen = []
+    predict = inspection.predict
+    monkeypatch.setattr(inspection, "predict", lambda model, case, on: seen.append(case.data) or predict(model, case, on))
+    image, _ = write_case(tmp_path / "in")
+    for sign, domain in ((1.0, "source"), (-1.0, "source"), (-1.0, "target")):
+        state = {"polarity": torch.tensor([sign])}
+        out = tmp_path / f"{domain}{sign}"
+        model = write_model(out, "nnUNetTrainerGLUASignOnly", adapted(), **{EXTRA_KEY: state})
+        assert inspect(model, image, out / "out", "--domain", domain) == 0
+        found = read_summary(out / "out")["glua"]
+        assert found.get("polarity") == (None if domain == "target" else [int(sign)])
+    assert np.array_equal(seen[1], -seen[0]) and not np.array_equal(seen[2], -seen[2])
+    target = read_case(open_model(model), [image], None)
+    assert np.array_equal(seen[2], target.data)
+
+
+def test_a_network_that_has_lost_its_signs_is_said_to_have(tmp_path, capsys):
+    model, (image, _) = write_model(tmp_path, "nnUNetTrainerGLUASignOnly", adapted()), write_case(tmp_path / "in")
+    assert inspect(model, image, tmp_path / "out") == 0
+    assert "has no sign of each channel" in capsys.readouterr().out
+    for number, signs in enumerate((torch.ones(2), torch.zeros(1), [1.0], torch.full((1,), float("nan")))):
+        model = write_model(tmp_path / str(number), "nnUNetTrainerGLUASignOnly", adapted(), **{EXTRA_KEY: {"polarity": signs}})
+        assert inspect(model, image, tmp_path / "refused") == 1
+        assert "its signs of channels do not fit nnUNetTrainerGLUASignOnly, expected 1 of 1 or -1" in capsys.readouterr().err
 
 
 def test_parts_of_another_model_are_refused(tmp_path, capsys):

@@ -11,6 +11,7 @@ from nnunet_l2g.trainers.glua import (
     nnUNetTrainerGLUATranslationOnly,
 )
 from nnunet_l2g.trainers.glua_self_training import nnUNetTrainerGLUASelfTraining
+from nnunet_l2g.trainers.glua_sign_only import nnUNetTrainerGLUASignOnly
 from nnunet_l2g.trainers.grcsf import (
     nnUNetTrainerDiceFocal,
     nnUNetTrainerGRCSF,
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022, in the order of README's table
     "nnUNetTrainerGLUATranslationOnly",
     "nnUNetTrainerGLUANoMask",
     "nnUNetTrainerGLUANoTranslation",
+    "nnUNetTrainerGLUASignOnly",
     "nnUNetTrainerGLUASelfTraining",
     "nnUNetTrainerRandomIntensity",
 ]

@@ -48,6 +48,7 @@ class nnUNetTrainerGLUA(PluginTrainer):
     network_class = GLUA
     figure_name = "progress_glua.png"
     translation, alignment, mask = True, True, True
+    sign_alone = False
     translation_share, translation_steps = 0.5, 8000
     translation_settings: dict = {}
     stage_settings: dict = {}
@@ -86,8 +87,9 @@ class nnUNetTrainerGLUA(PluginTrainer):
             self.initialize()
         if self._checkpoint_loaded and self.extra_state() and not self._extra_loaded:
             raise UserError(
-                f"the checkpoint in {self.output_folder} has no translator or discriminator, expected those it was trained "
-                "with: another program has stripped it. Predict with it, or train anew without --c."
+                f"the checkpoint in {self.output_folder} has nothing of what GLUA keeps beside the network (translator, "
+                "discriminator, signs), expected what it was trained with: another program has stripped it. Predict with it, "
+                "or train anew without --c."
             )
         self._before_translation = self.translation and not self._checkpoint_loaded
         super().on_train_start()
@@ -158,22 +160,28 @@ class nnUNetTrainerGLUA(PluginTrainer):
 
     def _run_stages(self) -> None:
         if self._before_translation:
-            self._measure_polarity()
+            signs = self._measure_polarity()
+            for channel, sign in enumerate(signs):
+                self.translator.polarity[channel] = sign
+            if -1 in signs:
+                self.print_to_log_file("nnUNetTrainerGLUASignOnly turns over and does nothing else: the control to beat here")
         super()._run_stages()
         if self._before_translation:
             self._finish_loaders()
             self._before_translation = False
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()  # nnU-Net's oversampling again
 
-    def _measure_polarity(self) -> None:
-        """Of cases and not of a batch: all processes, and a run that continues, find the same."""
+    def _measure_polarity(self) -> list[int]:
+        """1 or -1 for each channel. Of cases and not of a batch: all processes, and a run that continues, find the same."""
         source, _ = self.get_tr_and_val_datasets()
+        signs = []
         for channel, found in enumerate(measure_polarity(source, target_dataset(self.target))):
-            self.translator.polarity[channel] = found.sign
+            signs.append(found.sign)
             self.print_to_log_file(
-                f"Channel {channel} of the source is translated {'turned over' if found.sign < 0 else 'as it is'}: Wasserstein "
+                f"Channel {channel} of the source is {'turned over' if found.sign < 0 else 'left as it is'}: Wasserstein "
                 f"distance to the target's intensities as it is {found.as_it_is:.3g}, turned over {found.turned:.3g}"
             )
+        return signs
 
     # ---- stage 2 ----
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from nnunet_l2g.inspection.view import View
 from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
 from nnunet_l2g.layers.local_feature_mask import local_feature_mask
 from nnunet_l2g.translation.translator import Translator, halvings_of
+from nnunet_l2g.translation.turn_over import turn_over
 
 EXTRA_KEY = "nnunet_l2g"  # of trainers/base.py, which stands above this layer
 COLUMNS = 4
@@ -31,6 +33,7 @@ class Parts(NamedTuple):
 
     translator: Translator | None
     discriminator: DomainDiscriminator | None
+    polarity: np.ndarray | None  # (C,), of a network that knows the source turned over
     missing: list[str]
 
 
@@ -41,9 +44,21 @@ def load_parts(model: Model) -> Parts:
         raise UserError(f"{model.file}: its entry {EXTRA_KEY} is no state of a trainer of ours; copy the file again")
     translator = _load_translator(model, extra["translator"]) if "translator" in extra else None
     discriminator = _load_discriminator(model, extra["alignment"]) if "alignment" in extra else None
-    wanted = {"translator": trainer.translation, "domain discriminator": trainer.alignment}
-    found = {"translator": translator, "domain discriminator": discriminator}
-    return Parts(translator, discriminator, [name for name in wanted if wanted[name] and found[name] is None])
+    polarity = _load_polarity(model, extra["polarity"]) if "polarity" in extra else None
+    parts = {  # is there one in a whole checkpoint, and in this one?
+        "translator": (trainer.translation, translator),
+        "domain discriminator": (trainer.alignment, discriminator),
+        "sign of each channel": (trainer.sign_alone, polarity),
+    }
+    missing = [name for name, (wanted, found) in parts.items() if wanted and found is None]
+    return Parts(translator, discriminator, polarity, missing)
+
+
+def as_trained(case: Case, parts: Parts, domain: str | None) -> Case:
+    """An image of the source as the network of nnUNetTrainerGLUASignOnly knows it, turned over; others as they are."""
+    if parts.polarity is None or domain != "source":
+        return case
+    return replace(case, data=turn_over(case.data, parts.polarity))
 
 
 def inspect_glua(model: Model, case: Case, view: View, parts: Parts, domain: str, device: str, output: Output) -> dict:
@@ -55,6 +70,8 @@ def inspect_glua(model: Model, case: Case, view: View, parts: Parts, domain: str
         found["notes"].append(note)
         print(f"NOTE: {note}", flush=True)
     translated = None
+    if domain == "source" and parts.polarity is not None:
+        found["polarity"] = [int(sign) for sign in parts.polarity]
     if domain == "source" and parts.translator is not None:
         translated, found["translation"] = _translate(parts.translator, case, view, device, output)
     elif domain == "target":
@@ -115,6 +132,12 @@ def _load_translator(model: Model, state: dict) -> Translator:
         reason = " ".join(str(error).split()[:40]) or type(error).__name__  # torch's first line names no weight
         raise UserError(f"{model.file}: its translator does not fit {model.trainer} ({reason})") from error
     return translator
+
+
+def _load_polarity(model: Model, signs: object) -> np.ndarray:
+    if not isinstance(signs, torch.Tensor) or signs.shape != (model.channels,) or not bool((signs.abs() == 1).all()):
+        raise UserError(f"{model.file}: its signs of channels do not fit {model.trainer}, expected {model.channels} of 1 or -1")
+    return signs.float().numpy()
 
 
 def translate_case(translator: Translator, data: np.ndarray, style: torch.Tensor, device: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from nnunet_l2g import __version__
 from nnunet_l2g.inspection.case import read_case
 from nnunet_l2g.inspection.domains import plans_for_domain
-from nnunet_l2g.inspection.glua import inspect_glua, load_parts
+from nnunet_l2g.inspection.glua import as_trained, inspect_glua, load_parts
 from nnunet_l2g.inspection.grcsf import inspect_grcsf
 from nnunet_l2g.inspection.l2gnet import inspect_l2gnet
 from nnunet_l2g.inspection.model import Model, load_model
@@ -30,6 +30,7 @@ def inspect_case(
     model = load_model(folder, fold, checkpoint, plans_of)
     parts = load_parts(model) if model.method == "GLUA" and hasattr(model.trainer_class, "translation") else None
     case = read_case(model, images, label)
+    case = case if parts is None else as_trained(case, parts, domain)
     written = Output.open(output)
     print(f"{model.trainer}, fold {fold}: case {case.name} on {device}{_domain_line(model, domain)}", flush=True)
     prediction, on_grid = predict(model, case, device)

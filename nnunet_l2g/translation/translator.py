@@ -13,6 +13,7 @@ from nnunet_l2g.training.autoencoder_stage import bfloat16_where_possible
 from nnunet_l2g.translation.discriminators import ContentDiscriminator, ImageDiscriminator
 from nnunet_l2g.translation.networks import Generator, SegmentationHead
 from nnunet_l2g.translation.slices import from_slices, pad, to_slices
+from nnunet_l2g.translation.turn_over import turn_over
 
 CHUNK = 64  # slices translated at a time: memory stays bounded for large patches
 DOMAINS = ("source", "target")
@@ -120,7 +121,7 @@ class Translator(nn.Module):
 
     def turn(self, source: torch.Tensor) -> torch.Tensor:
         """Source images (B, C, *spatial), or what looks like them: channels times their polarity. Its own inverse."""
-        return source * self.polarity.to(source.dtype).view(-1, *[1] * (source.dim() - 2))
+        return turn_over(source, self.polarity.to(source.dtype), axis=1)
 
     def draw_styles(self, n: int) -> torch.Tensor:
         """n of the target's styles at random, (n, style_dim)."""
