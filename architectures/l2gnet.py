@@ -13,7 +13,9 @@ from torch import nn
 from nnunet_l2g.architectures.plan_network import PlanNetwork
 from nnunet_l2g.layers import L2GBlock, PrototypeReadout
 
-TRAINING_ONLY = ("channels", "num_classes", "solver", "gamma", "reference_steps", "class_weight", "shuffled_classes")
+TRAINING_ONLY = (
+    "channels", "num_classes", "solver", "gamma", "reference_steps", "reference_norm", "class_weight", "shuffled_classes",
+)  # fmt: skip
 OPTIONAL = ("relaxation", "over_codes", "references_per_class", "feed_back", "keep_features")
 
 

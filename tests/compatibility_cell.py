@@ -128,7 +128,7 @@ def make_trainer(cls: type, setting: Setting, plans: dict):
     trainer._pictured = None  # GRCSF's patch for pictures, of a validation case
     if isinstance(trainer, trainers.nnUNetTrainerGLUA):
         trainer.target = AdaptedTarget("Dataset002_Target", Path(), [], [], [])  # batches need none
-        trainer._measure_polarity = lambda: None  # of files
+        trainer._measure_polarity = lambda: [-1] * setting.channels  # of files
     return trainer
 
 

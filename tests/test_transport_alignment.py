@@ -106,6 +106,34 @@ def test_plan_is_flat_without_centring_and_placed_references_and_not_with_them()
     assert values["duplicate_references"] == 0 and values["marginal_error"] < 0.2
 
 
+@pytest.mark.parametrize("norm", [0.1, 0.03])
+def test_short_references_make_the_same_plan_and_turn_faster_by_the_norms_square(norm):
+    turned, q = [], clustered().double()
+    for each in (1.0, norm):
+        torch.manual_seed(0)
+        layer = TransportAlignment(D, 6, reference_norm=each).double().train()
+        start = layer.references.detach().norm(dim=1)
+        torch.testing.assert_close(start, torch.full_like(start, each), rtol=1e-4, atol=0)
+        layer.initialise(q)
+        torch.testing.assert_close(layer.references.detach().norm(dim=1), start, rtol=1e-4, atol=0)
+        layer(q)
+        assert abs(layer.diagnostics()["reference_drift"]) < 1e-5
+        output = layer(q)
+        output.square().sum().backward()
+        with torch.no_grad():
+            layer.references -= 1e-9 * layer.references.grad  # SGD's step, small enough for a tangent to be an angle
+        unit, placed = (torch.nn.functional.normalize(r.detach(), dim=1) for r in (layer.references, layer.placed))
+        turned.append((output.detach(), (unit - placed).norm(dim=1)))
+    torch.testing.assert_close(turned[0][0], turned[1][0], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(turned[1][1] * norm**2, turned[0][1], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("norm", [0.0, 0.001, 1.5, -0.1])
+def test_other_reference_norms_are_refused(norm):
+    with pytest.raises(ValueError, match=f"reference_norm is {norm}, expected 0.01 to 1"):
+        TransportAlignment(D, 6, reference_norm=norm)
+
+
 # ---- the plan over codes ----
 
 

@@ -26,6 +26,9 @@ SETTINGS = {
     # at the bottleneck: features rebuilt from the codes alone in 3 of 10 images; from continuous tokens
     "CodeDropout": {"keep_features": 0.7},
     "TokenDropout": {"keep_features": 0.7, "num_codes": None},
+    # references that move within a training: the default's stay where k-means has placed them
+    "ShortReferences": {"reference_norm": 0.1},
+    "ShorterReferences": {"reference_norm": 0.03},
     # one plan for the many tokens of stride 4, without classes
     "ManyTokens": STRIDE_4,
     "ManyTokensSoftmax": {**STRIDE_4, "iterations": 0},

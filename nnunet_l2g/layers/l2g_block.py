@@ -40,7 +40,7 @@ class L2GBlock(nn.Module):
         K; None leaves out the codebook (twin: transport on continuous tokens).
     num_references : int or None
         p; None leaves out the transport (twin: codes only, o = q).
-    eps, iterations, solver, relaxation
+    eps, iterations, solver, relaxation, reference_norm
         See TransportAlignment. iterations=0 is the softmax twin.
     over_codes : bool
         After quantisation works on the K codes in place of the N tokens, see merge_tokens: the same values.
@@ -80,6 +80,7 @@ class L2GBlock(nn.Module):
         gamma: float = 0.1,
         reference_steps: tuple[int, ...] = (1, 50),
         relaxation: float | None = None,
+        reference_norm: float = 1.0,
         over_codes: bool = False,
         num_classes: int | None = None,
         references_per_class: int | None = None,
@@ -114,7 +115,7 @@ class L2GBlock(nn.Module):
         self.quantizer = None if num_codes is None else VectorQuantizer(num_codes, dim)
         self.alignment = None
         if num_references is not None:
-            self.alignment = TransportAlignment(dim, num_references, eps, iterations, solver, relaxation)
+            self.alignment = TransportAlignment(dim, num_references, eps, iterations, solver, relaxation, reference_norm)
         if feed_back:
             self.project_out = nn.Linear(dim, channels)
         if feed_back and keep_features == 1:

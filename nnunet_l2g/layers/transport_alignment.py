@@ -55,6 +55,9 @@ class TransportAlignment(nn.Module):
     solver : "log" or "pot"
     relaxation : float or None
         See sinkhorn_potentials.
+    reference_norm : float
+        |r_j| where the references are placed. Only their directions count, and a gradient step of SGD turns a vector by
+        its size over the norm squared: short references learn faster, at the same learning rate.
 
     Shapes
     ------
@@ -63,7 +66,7 @@ class TransportAlignment(nn.Module):
     Raises
     ------
     ValueError
-        If dim or num_references is under 1, or eps, iterations, solver, relaxation are out of range.
+        If dim or num_references is under 1, or eps, iterations, solver, relaxation, reference_norm are out of range.
 
     References
     ----------
@@ -81,22 +84,29 @@ class TransportAlignment(nn.Module):
         iterations: int = 20,
         solver: str = "log",
         relaxation: float | None = None,
+        reference_norm: float = 1.0,
     ):
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim is {dim}, expected at least 1")
         if num_references < 1:
             raise ValueError(f"num_references (p) is {num_references}, expected at least 1")
+        if not 0.01 <= reference_norm <= 1:
+            raise ValueError(f"reference_norm is {reference_norm}, expected 0.01 to 1: below, directions are rounded away")
         check_transport(eps, iterations, solver, relaxation)
         self.eps, self.iterations, self.solver, self.relaxation = eps, iterations, solver, relaxation
-        self.references = nn.Parameter(_unit(torch.randn(num_references, dim)))  # (p, d)
+        self.reference_norm = reference_norm
+        self.references = nn.Parameter(reference_norm * _unit(torch.randn(num_references, dim)))  # (p, d)
         self.register_buffer("placed", self.references.detach().clone())  # (p, d), where they last started from
         self.last: Alignment | None = None  # set by a training forward
 
     def scores(self, q: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """S: cosines of centred tokens (B, n, d) with the references -> (B, n, p)."""
         mean = q.mean(1, keepdim=True) if weights is None else weights[:, None] @ q  # (B, 1, d)
-        return _unit(q - mean) @ _unit(self.references).T
+        return _unit(q - mean) @ self._directions(self.references).T
+
+    def _directions(self, references: torch.Tensor) -> torch.Tensor:
+        return _unit(references / self.reference_norm)  # the floor of _unit is for vectors of norm 1
 
     def plan(self, q: torch.Tensor, weights: torch.Tensor | None = None, column_marginal: torch.Tensor | None = None) -> Plan:
         """The plan of tokens q (B, n, d); weights a (B, n) and column_marginal b (p,) sum to 1, uniform by default."""
@@ -148,7 +158,7 @@ class TransportAlignment(nn.Module):
                 of_class = directions[(share > 0) & (share >= share.max() / 2)]  # share (B n,)
                 if len(of_class):
                     references.copy_(kmeans_centres(of_class, len(references)))
-        self.references.copy_(from_rank_0(_unit(placed)))
+        self.references.copy_(from_rank_0(self.reference_norm * _unit(placed)))
         self.placed.copy_(self.references)
 
     @torch.no_grad()
@@ -167,14 +177,14 @@ class TransportAlignment(nn.Module):
         row_sums = (columns * received[:, None]).sum(2)  # (B, rows), tends to p counts / n
         error = (row_sums * n / (p * counts) - 1).abs() * (counts > 0.5)  # of rows that have tokens
         entropy = -(columns * (columns / counts[:, :, None]).clamp_min(1e-30).log()).sum(1)  # (B, p), over single tokens
-        unit = _unit(self.references)
+        unit = self._directions(self.references)
         alike = (unit @ unit.T).fill_diagonal_(-1) > 0.95  # (p, p)
         return {
             "kept_variance": float((_variance(o, counts / n) / _variance(q, counts / n).clamp_min(1e-30)).mean()),
             "tokens_per_reference": float(entropy.exp().mean()),
             "marginal_error": float(error.amax()),
             "duplicate_references": float(alike.any(1).sum()),
-            "reference_drift": float(1 - (unit * _unit(self.placed)).sum(1).mean()),
+            "reference_drift": float(1 - (unit * self._directions(self.placed)).sum(1).mean()),
         }
 
     def __getstate__(self):
