@@ -48,21 +48,22 @@ def main() -> None:
 
 
 def read_tokens(folder: Path, fold: str, image: Path, label: Path | None):
-    """q (n, d) of the patch that `inspect` would take, float64, and the model's TransportAlignment."""
+    """q (n, d) of a patch, the one that `inspect` takes if it is given the label, float64; the model's TransportAlignment."""
     from nnunet_l2g.inspection.case import read_case
     from nnunet_l2g.inspection.model import load_model
     from nnunet_l2g.inspection.patch import cut, patch_box
 
     model = load_model(folder, fold, "checkpoint_final.pth")
     blocks = list(getattr(model.network, "l2g", []))
-    if not blocks or blocks[-1].alignment is None:
-        raise SystemExit(f"{folder}: {model.trainer} has no transport, expected an nnUNetTrainerL2GNet")
+    layer = blocks[-1].alignment if blocks else None
+    if layer is None or not layer.iterations or layer.relaxation is not None or blocks[-1].ties is not None:
+        raise SystemExit(f"{folder}: {model.trainer} has no transport with uniform marginals, expected an nnUNetTrainerL2GNet")
     case = read_case(model, [image], label)
     guide = np.zeros(case.data.shape[1:], np.int16) if case.labels is None else np.maximum(case.labels, 0)
     index, box = patch_box(guide, model.patch_size)
     patch = torch.from_numpy(cut(case.data, index, box))[None]  # (1, C, *patch)
     explained = model.network.explain(patch)[model.network.places[-1]]
-    return explained["tokens"][0].double(), blocks[-1].alignment.double()
+    return explained["tokens"][0].double(), layer.double()
 
 
 def make_plans(q: torch.Tensor, layer) -> dict[str, np.ndarray]:
@@ -71,14 +72,14 @@ def make_plans(q: torch.Tensor, layer) -> dict[str, np.ndarray]:
     drawn = torch.randn(references.shape, generator=torch.Generator().manual_seed(SEED), dtype=q.dtype)
     centred = q - q.mean(0)
     return {
-        "plain: cosines as they are\nrandom references, eps 0.2": transport(q, drawn, 0.2),
-        "cosines centred": transport(centred, drawn, 0.2),
-        f"and eps {layer.eps:g}": transport(centred, drawn, layer.eps),
-        "and the model's references": transport(centred, references, layer.eps),
+        "plain: cosines as they are\nrandom references, eps 0.2": transport(q, drawn, 0.2, layer.iterations),
+        "cosines centred": transport(centred, drawn, 0.2, layer.iterations),
+        f"and eps {layer.eps:g}": transport(centred, drawn, layer.eps, layer.iterations),
+        "and the model's references": transport(centred, references, layer.eps, layer.iterations),
     }
 
 
-def transport(q: torch.Tensor, references: torch.Tensor, eps: float, iterations: int = 20) -> np.ndarray:
+def transport(q: torch.Tensor, references: torch.Tensor, eps: float, iterations: int) -> np.ndarray:
     from nnunet_l2g.layers import sinkhorn_potentials
 
     unit = torch.nn.functional.normalize

@@ -26,6 +26,7 @@ from nnunet_l2g.adaptation import AdaptedTarget
 from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.layers import domain_discriminator
+from nnunet_l2g.trainers.adapted import AdaptedTrainer
 from nnunet_l2g.training import stages
 from nnunet_l2g.translation import stage as translation_stage
 
@@ -126,7 +127,7 @@ def make_trainer(cls: type, setting: Setting, plans: dict):
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 1, 1
     trainer.get_dataloaders = lambda: tuple(itertools.repeat(make_batch(trainer, setting)) for _ in range(2))
     trainer._pictured = None  # GRCSF's patch for pictures, of a validation case
-    if isinstance(trainer, trainers.nnUNetTrainerGLUA):
+    if isinstance(trainer, AdaptedTrainer):
         trainer.target = AdaptedTarget("Dataset002_Target", Path(), [], [], [])  # batches need none
         trainer._measure_polarity = lambda: [-1] * setting.channels  # of files
     return trainer

@@ -598,6 +598,9 @@ def test_shift_asks_for_raw_images_and_no_cascade(folders, tmp_path, capsys):
     )
     assert compare(tmp_path / "report", "--shift", "--device", "cpu") == 1
     assert "second stage of a cascade" in capsys.readouterr().err
+    edit_json(model(folders, OTHER) / "plans.json", lambda p: p.update(nnunet_l2g_target={}))
+    assert compare(tmp_path / "report", "--shift", "--device", "cpu") == 1
+    assert "are adapted to a target" in capsys.readouterr().err and not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "float32"])

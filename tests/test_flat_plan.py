@@ -35,7 +35,8 @@ def test_numbers_are_the_layers_own_and_a_figure_is_drawn(tmp_path):
     assert np.isclose(rows[3]["tokens_per_reference"], level["plan"]["tokens_per_reference"], rtol=1e-3)
 
 
-def test_a_model_without_transport_is_refused(tmp_path):
-    model, (image, _) = write_model(tmp_path, "nnUNetTrainerL2GNetNoTransport", make_plans()), write_case(tmp_path / "in")
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerL2GNetNoTransport", "nnUNetTrainerL2GNetSoftmax"])
+def test_a_model_without_transport_is_refused(tmp_path, trainer):
+    model, (image, _) = write_model(tmp_path, trainer, make_plans()), write_case(tmp_path / "in")
     done = run("-m", model, "-i", image)
-    assert done.returncode == 1 and "nnUNetTrainerL2GNetNoTransport has no transport" in done.stderr
+    assert done.returncode == 1 and f"{trainer} has no transport" in done.stderr

@@ -18,7 +18,7 @@ from nnunet_l2g.adaptation.adversarial_alignment import AdversarialAlignment
 from nnunet_l2g.adaptation.polarity import Polarity
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
-from nnunet_l2g.trainers import glua
+from nnunet_l2g.trainers import adapted
 
 
 def test_the_first_stage_continues_where_it_stopped(adapted_folders, capsys):
@@ -73,7 +73,7 @@ def test_a_channel_that_is_turned_over_stays_so(adapted_folders, capsys):
     assert "Channel 0 of the source is left as it is: Wasserstein distance to the target" in capsys.readouterr().out
     assert trainer.translator.polarity.tolist() == [1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(glua, "measure_polarity", lambda source, target: [Polarity(1.0, 0.125)])
+        patch.setattr(adapted, "measure_polarity", lambda source, target: [Polarity(1.0, 0.125)])
         trainer = make(adapted_folders)
         trainer.on_train_start()
     assert "Channel 0 of the source is turned over" in capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_a_stripped_checkpoint_validates_but_does_not_continue(adapted_folders):
     torch.save(checkpoint, file)
     resumed = make(adapted_folders, "GLUANoTranslation", continues=True)
     resumed.load_checkpoint(file)
-    with pytest.raises(UserError, match="has nothing of what GLUA keeps beside the network"):
+    with pytest.raises(UserError, match="has nothing of what Small keeps beside the network"):
         resumed.on_train_start()
 
 

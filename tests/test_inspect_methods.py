@@ -289,7 +289,7 @@ def test_glua_translates_a_source_image_and_masks(tmp_path, dims):
     opened = open_model(model, plans_of=lambda plans, name: plans_for_domain(plans, name, None)[0])
     case = read_case(opened, [image], None)
     assert abs(case.data.mean()) < 0.05  # z-scores, the source's normalisation
-    translator, _, missing = load_parts(opened)
+    translator, _, _, missing = load_parts(opened)
     assert not missing and torch.equal(translator.target_styles, state["translator"]["target_styles"])
     expected = translate_case(translator, case.data, translator.target_styles[1], "cpu")
     inside = tuple(slice(*bounds) for bounds in case.properties["bbox_used_for_cropping"])
@@ -350,16 +350,18 @@ def test_an_image_of_the_source_is_turned_over_for_a_network_that_knows_it_so(tm
         assert inspect(model, image, out / "out", "--domain", domain) == 0
         found = read_summary(out / "out")["glua"]
         assert found.get("polarity") == (None if domain == "target" else [int(sign)])
-    assert np.array_equal(seen[1], -seen[0]) and not np.array_equal(seen[2], -seen[2])
+    assert np.array_equal(seen[1], -seen[0])
     target = read_case(open_model(model), [image], None)
     assert np.array_equal(seen[2], target.data)
 
 
 def test_a_network_that_has_lost_its_signs_is_said_to_have(tmp_path, capsys):
     model, (image, _) = write_model(tmp_path, "nnUNetTrainerGLUASignOnly", adapted()), write_case(tmp_path / "in")
-    assert inspect(model, image, tmp_path / "out") == 0
+    assert inspect(model, image, tmp_path / "out") == 1 and not (tmp_path / "out").exists()
+    assert "does not say which channels of the source were turned over" in capsys.readouterr().err
+    assert inspect(model, image, tmp_path / "out", "--domain", "target") == 0
     assert "has no sign of each channel" in capsys.readouterr().out
-    for number, signs in enumerate((torch.ones(2), torch.zeros(1), [1.0], torch.full((1,), float("nan")))):
+    for number, signs in enumerate((torch.ones(2), torch.zeros(1), [1.0], torch.ones(1, dtype=torch.bool), -torch.ones(1, 1))):
         model = write_model(tmp_path / str(number), "nnUNetTrainerGLUASignOnly", adapted(), **{EXTRA_KEY: {"polarity": signs}})
         assert inspect(model, image, tmp_path / "refused") == 1
         assert "its signs of channels do not fit nnUNetTrainerGLUASignOnly, expected 1 of 1 or -1" in capsys.readouterr().err

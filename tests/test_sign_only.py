@@ -7,18 +7,20 @@ from glua_trainers import a_batch, make, run_epochs
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_l2g.adaptation.polarity import Polarity
-from nnunet_l2g.adaptation.turned_over import TurnedOver
+from nnunet_l2g.adaptation.target_stream import WithUnlabelled
+from nnunet_l2g.adaptation.turned_over import turned_over
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.trainers import glua
+from nnunet_l2g.trainers import adapted
 from nnunet_l2g.translation.turn_over import turn_over
 
 NAME = "GLUASignOnly"
+NO_SIGNS = "does not say which channels of the source were turned over, expected 1 or -1 for each of 1"
 NEGATIVE = [Polarity(1.0, 0.125)]
 
 
 @pytest.fixture
 def negative(monkeypatch):
-    monkeypatch.setattr(glua, "measure_polarity", lambda source, target: NEGATIVE)
+    monkeypatch.setattr(adapted, "measure_polarity", lambda source, target: NEGATIVE)
 
 
 def test_each_channel_has_its_own_sign():
@@ -44,7 +46,6 @@ def test_training_and_pseudo_dice_see_the_negative(adapted_folders, capsys):
         trainer.validation_step(batch)
     assert len(seen) == 2 and all(torch.equal(images, -kept) for images in seen)
     assert torch.equal(batch["data"], kept)
-    assert torch.equal(trainer.gap._kept[0][0], -kept) and torch.equal(trainer.gap._kept[0][1], batch["unlabelled"])
 
 
 def test_nothing_to_turn_over_is_said(adapted_folders, capsys):
@@ -58,7 +59,7 @@ def test_nothing_to_turn_over_is_said(adapted_folders, capsys):
 
 
 def test_a_channel_that_stays_does_not_warn_where_another_is_turned(adapted_folders, capsys, monkeypatch):
-    monkeypatch.setattr(glua, "measure_polarity", lambda source, target: [*NEGATIVE, Polarity(0.125, 1.0)])
+    monkeypatch.setattr(adapted, "measure_polarity", lambda source, target: [*NEGATIVE, Polarity(0.125, 1.0)])
     trainer = make(adapted_folders, NAME)
     trainer.initialize()
     trainer._run_stages()
@@ -69,13 +70,15 @@ def test_a_channel_that_stays_does_not_warn_where_another_is_turned(adapted_fold
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("negative")
-def test_full_images_are_validated_as_negatives_and_the_data_set_stays_nnunets(adapted_folders):
+@pytest.mark.parametrize("fold", [0, "all"])
+def test_full_images_are_validated_as_negatives_and_the_data_set_stays_nnunets(adapted_folders, fold):
     trainer = make(adapted_folders, NAME)
+    trainer.fold = fold
     trainer.on_train_start()
     plain = trainer.dataset_class
-    keys = trainer.do_split()[1]
+    keys = sorted(trainer.do_split()[1])
     images = {key: plain(trainer.preprocessed_dataset_folder, keys).load_case(key)[0][:] for key in keys}
-    turned = TurnedOver(plain, np.array([-1], np.float32), trainer.preprocessed_dataset_folder, keys)
+    turned = turned_over(plain, np.array([-1], np.float32))(trainer.preprocessed_dataset_folder, keys)
     assert list(turned.identifiers) == list(keys)
     for key in keys:
         data, *rest = turned.load_case(key)
@@ -91,6 +94,14 @@ def test_full_images_are_validated_as_negatives_and_the_data_set_stays_nnunets(a
     assert trainer.dataset_class is plain
 
 
+def test_the_loaders_are_nnunets_own_for_the_source(adapted_folders):
+    trainer = make(adapted_folders, NAME, batches=False)
+    trainer.initialize()
+    loaders = trainer.get_dataloaders()
+    assert not any(isinstance(loader, WithUnlabelled) for loader in loaders)
+    assert "unlabelled" not in next(loaders[0]) and trainer.diagnostic_keys == []
+
+
 @pytest.mark.usefixtures("negative")
 def test_signs_are_in_the_checkpoint_and_not_measured_again(adapted_folders, monkeypatch):
     trainer = make(adapted_folders, NAME)
@@ -99,12 +110,21 @@ def test_signs_are_in_the_checkpoint_and_not_measured_again(adapted_folders, mon
     file = trainer.output_folder + "/checkpoint_latest.pth"
     trainer.current_epoch -= 1  # nnU-Net saves before it counts
     trainer.save_checkpoint(file)
-    monkeypatch.setattr(glua, "measure_polarity", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(adapted, "measure_polarity", lambda *_: pytest.fail("measured again"))
     resumed = make(adapted_folders, NAME, continues=True)
     resumed.load_checkpoint(file)
     resumed.on_train_start()
     assert resumed.polarity.tolist() == [-1]
     run_epochs(resumed, 1)
+
+
+@pytest.mark.usefixtures("negative")
+@pytest.mark.parametrize("state", [{}, {"polarity": torch.ones(2)}])
+def test_another_trainers_checkpoint_is_refused(adapted_folders, state):
+    trainer = make(adapted_folders, NAME)
+    trainer.initialize()
+    with pytest.raises(UserError, match=NO_SIGNS):
+        trainer.load_extra_state(state)
 
 
 @pytest.mark.usefixtures("negative")
@@ -119,7 +139,7 @@ def test_without_its_signs_a_checkpoint_is_not_validated_nor_continued(adapted_f
     monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda *_: pytest.fail("validated"))
     stripped = make(adapted_folders, NAME, continues=True)
     stripped.load_checkpoint(file)
-    with pytest.raises(UserError, match="does not say which channels of the source were turned over, expected one sign each"):
+    with pytest.raises(UserError, match=NO_SIGNS):
         stripped.perform_actual_validation()
-    with pytest.raises(UserError, match="has nothing of what GLUA keeps beside the network"):
+    with pytest.raises(UserError, match="has nothing of what Small keeps beside the network"):
         stripped.on_train_start()

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunet_l2g.adaptation import AdaptedTarget, check_adapted_plans
 from nnunet_l2g.adaptation.adversarial_alignment import AdversarialAlignment, alignment_weight
 from nnunet_l2g.adaptation.domain_gap import DomainGap
-from nnunet_l2g.adaptation.polarity import measure_polarity
-from nnunet_l2g.adaptation.target_stream import WithUnlabelled, target_dataset, target_stream
-from nnunet_l2g.architectures import GLUA
+from nnunet_l2g.adaptation.target_stream import WithUnlabelled, target_stream
 from nnunet_l2g.architectures.glua import Seen
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
-from nnunet_l2g.trainers.base import PluginTrainer
+from nnunet_l2g.trainers.adapted import AdaptedTrainer
 from nnunet_l2g.training.stages import Stage
 from nnunet_l2g.translation.stage import TranslationStage
 from nnunet_l2g.translation.translator import Translator, halvings_of
@@ -26,7 +22,7 @@ from nnunet_l2g.translation.translator import Translator, halvings_of
 USED = ("average.", "target_styles", "polarity")  # of the translator after its stage; the stage's own checkpoint has the rest
 
 
-class nnUNetTrainerGLUA(PluginTrainer):
+class nnUNetTrainerGLUA(AdaptedTrainer):
     """GLUA on adapted plans (`nnunet_l2g adapt`): first a translation of source into target images, then the segmenter.
 
     The network is plain nnU-Net's. Translator, discriminator and their like are the trainer's, in its checkpoints so that
@@ -45,20 +41,14 @@ class nnUNetTrainerGLUA(PluginTrainer):
         Share of the epochs before the alignment begins, and its weight then and at the end.
     """
 
-    network_class = GLUA
     figure_name = "progress_glua.png"
     translation, alignment, mask = True, True, True
-    sign_alone = False
     translation_share, translation_steps = 0.5, 8000
     translation_settings: dict = {}
     stage_settings: dict = {}
     translated_share = 0.7
     alignment_start, alignment_weights = 0.2, (1e-3, 5e-3)
-
-    @cached_property
-    def target(self) -> AdaptedTarget:
-        """UserError if the plans name no target, or what `adapt` made of it is gone. Prediction never asks."""
-        return check_adapted_plans(self.plans_manager.plans, self.configuration_name)
+    _before_translation = False
 
     def initialize(self):
         super().initialize()
@@ -75,28 +65,14 @@ class nnUNetTrainerGLUA(PluginTrainer):
             self.alignment_of_features = AdversarialAlignment(discriminator, self.mask)
         self.gap = DomainGap()
         self._translated = None
-        self._before_translation = False
         network.objective = self._objective
         self.optimizer.register_step_post_hook(lambda *_: self._after_step())
 
     # ---- data ----
 
     def on_train_start(self):
-        _ = self.target  # before anything is computed
-        if not self.was_initialized:
-            self.initialize()
-        if self._checkpoint_loaded and self.extra_state() and not self._extra_loaded:
-            raise UserError(
-                f"the checkpoint in {self.output_folder} has nothing of what GLUA keeps beside the network (translator, "
-                "discriminator, signs), expected what it was trained with: another program has stripped it. Predict with it, "
-                "or train anew without --c."
-            )
         self._before_translation = self.translation and not self._checkpoint_loaded
         super().on_train_start()
-
-    def get_training_transforms(self, *args, use_mask_for_norm=None, **kwargs):
-        """nnU-Net's for the source, whose use_mask_for_norm the plans do not hold: theirs is the target's."""
-        return super().get_training_transforms(*args, use_mask_for_norm=self.target.source_use_mask_for_norm, **kwargs)
 
     def get_dataloaders(self):
         """nnU-Net's, with the target's patches beside; while the translation trains, both domains are sampled uniformly."""
@@ -170,18 +146,6 @@ class nnUNetTrainerGLUA(PluginTrainer):
             self._finish_loaders()
             self._before_translation = False
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()  # nnU-Net's oversampling again
-
-    def _measure_polarity(self) -> list[int]:
-        """1 or -1 for each channel. Of cases and not of a batch: all processes, and a run that continues, find the same."""
-        source, _ = self.get_tr_and_val_datasets()
-        signs = []
-        for channel, found in enumerate(measure_polarity(source, target_dataset(self.target))):
-            signs.append(found.sign)
-            self.print_to_log_file(
-                f"Channel {channel} of the source is {'turned over' if found.sign < 0 else 'left as it is'}: Wasserstein "
-                f"distance to the target's intensities as it is {found.as_it_is:.3g}, turned over {found.turned:.3g}"
-            )
-        return signs
 
     # ---- stage 2 ----
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 
-from nnunet_l2g.adaptation.turned_over import TurnedOver
+from nnunet_l2g.adaptation.turned_over import turned_over
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.trainers.glua import nnUNetTrainerGLUA
+from nnunet_l2g.trainers.adapted import AdaptedTrainer
 from nnunet_l2g.translation.turn_over import turn_over
 
 
-class nnUNetTrainerGLUASignOnly(nnUNetTrainerGLUA):
-    r"""Twin: :math:`x_s \mapsto \pi x_s` with the measured sign of each channel, and nothing else of GLUA.
+class nnUNetTrainerGLUASignOnly(AdaptedTrainer):
+    r"""GLUA's twin: :math:`x_s \mapsto \pi x_s` with the measured sign of each channel, and nothing else of it.
 
     Training, pseudo Dice and the validation of full images all see the source so; a prediction sees the target as it is.
     Where no channel's negative is nearer this is plain nnU-Net on the adapted plans, and the log says so.
     """
 
-    translation, alignment = False, False
     sign_alone = True
     polarity: torch.Tensor | None = None  # (C,), 1 or -1; measured when training begins, then in every checkpoint
 
@@ -46,21 +43,27 @@ class nnUNetTrainerGLUASignOnly(nnUNetTrainerGLUA):
     def perform_actual_validation(self, save_probabilities: bool = False):
         """nnU-Net's, on source images as the network knows them. UserError if the checkpoint has lost the signs."""
         if self.polarity is None:
-            raise UserError(
-                f"the checkpoint in {self.output_folder} does not say which channels of the source were turned over, expected "
-                "one sign each: another program has stripped it. It predicts the target as before; to validate on the source, "
-                "copy the training's own checkpoint again."
-            )
+            raise self._no_signs()
         plain = self.dataset_class
-        self.dataset_class = partial(TurnedOver, plain, self.polarity.cpu().numpy().astype(np.float32))
+        self.dataset_class = turned_over(plain, self.polarity.cpu().numpy().astype(np.float32))
         try:
             super().perform_actual_validation(save_probabilities)
         finally:
             self.dataset_class = plain
+
+    def _no_signs(self) -> UserError:
+        return UserError(
+            f"the checkpoint in {self.output_folder} does not say which channels of the source were turned over, expected 1 or "
+            f"-1 for each of {self.num_input_channels}: another trainer wrote it, or another program stripped it. It predicts "
+            "the target as before; to validate on the source or continue, copy the training's own checkpoint again."
+        )
 
     def extra_state(self) -> dict:
         return super().extra_state() | {"polarity": self.polarity}
 
     def load_extra_state(self, state: dict) -> None:
         super().load_extra_state(state)
-        self.polarity = state["polarity"].to(self.device)
+        polarity = state.get("polarity")
+        if polarity is None or polarity.shape != (self.num_input_channels,):
+            raise self._no_signs()
+        self.polarity = polarity.to(self.device)

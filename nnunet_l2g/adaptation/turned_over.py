@@ -1,4 +1,4 @@
-"""A data set of nnU-Net's whose images are turned over."""
+"""nnU-Net's data set with its images turned over."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ import numpy as np
 from nnunet_l2g.translation.turn_over import turn_over
 
 
-class TurnedOver:
-    """nnU-Net's data set of preprocessed cases, read whole and turned over.
+def turned_over(dataset_class: type, polarity: np.ndarray) -> type:
+    """nnU-Net's class of data sets, whose cases come with data (C, *spatial) in memory and turned over by polarity (C,).
 
-    Parameters
-    ----------
-    dataset_class : type
-        nnU-Net's, made with all further arguments.
-    polarity : (C,) array
+    Made in a function and therefore not to be sent to another process.
     """
 
-    def __init__(self, dataset_class: type, polarity: np.ndarray, *args, **kwargs):
-        self.dataset, self.polarity = dataset_class(*args, **kwargs), polarity
+    class TurnedOver(dataset_class):
+        def load_case(self, identifier):
+            data, *rest = super().load_case(identifier)
+            return turn_over(np.asarray(data[:]), polarity), *rest
 
-    @property
-    def identifiers(self) -> list[str]:
-        return self.dataset.identifiers
-
-    def load_case(self, identifier: str) -> tuple:
-        """Data (C, *spatial) in memory; segmentations and properties as they are."""
-        data, *rest = self.dataset.load_case(identifier)
-        return turn_over(np.asarray(data[:]), self.polarity), *rest
+    return TurnedOver

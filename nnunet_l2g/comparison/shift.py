@@ -26,10 +26,20 @@ VERSION = 1  # of the perturbations
 
 
 def check_shift(models: list[Model], inputs: Inputs, dataset: str) -> dict[str, list[Path]]:
-    """The raw image files of each validation case, one for each channel. UserError if one is missing, or for a cascade."""
+    """The raw image files of each validation case, one for each channel.
+
+    UserError if one is missing, for a cascade, and for adapted plans.
+    """
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+    from nnunet_l2g.adaptation import TARGET_KEY  # imports nnU-Net's folders, too
+
     for model in models:
+        if TARGET_KEY in read_plans(model):
+            raise UserError(
+                f"--shift: the plans of {model.trainer} are adapted to a target, so that nnU-Net's prediction normalises for "
+                "it, and the validation images are the source's; compare predictions of target images with --predictions"
+            )
         if read_plans(model)["configurations"][model.configuration].get("previous_stage"):
             raise UserError(
                 f"--shift: {model.configuration} is the second stage of a cascade, whose first stage would have to be "

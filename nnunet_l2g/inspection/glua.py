@@ -55,7 +55,16 @@ def load_parts(model: Model) -> Parts:
 
 
 def as_trained(case: Case, parts: Parts, domain: str | None) -> Case:
-    """An image of the source as the network of nnUNetTrainerGLUASignOnly knows it, turned over; others as they are."""
+    """An image of the source as the network of nnUNetTrainerGLUASignOnly knows it, turned over; others as they are.
+
+    UserError if it would have to be turned over and the checkpoint has lost the signs.
+    """
+    if domain == "source" and "sign of each channel" in parts.missing:
+        raise UserError(
+            "the checkpoint does not say which channels of the source were turned over: another program has stripped it, and "
+            "an image of the source cannot be shown as the network knows it. Copy the training's own checkpoint again, or "
+            "inspect an image of the target with --domain target"
+        )
     if parts.polarity is None or domain != "source":
         return case
     return replace(case, data=turn_over(case.data, parts.polarity))
@@ -135,9 +144,10 @@ def _load_translator(model: Model, state: dict) -> Translator:
 
 
 def _load_polarity(model: Model, signs: object) -> np.ndarray:
-    if not isinstance(signs, torch.Tensor) or signs.shape != (model.channels,) or not bool((signs.abs() == 1).all()):
+    whole = isinstance(signs, torch.Tensor) and signs.is_floating_point() and signs.shape == (model.channels,)
+    if not whole or not bool((signs.abs() == 1).all()):
         raise UserError(f"{model.file}: its signs of channels do not fit {model.trainer}, expected {model.channels} of 1 or -1")
-    return signs.float().numpy()
+    return signs.detach().float().numpy()
 
 
 def translate_case(translator: Translator, data: np.ndarray, style: torch.Tensor, device: str) -> np.ndarray:
