@@ -19,8 +19,12 @@ import torch
 from timing import conditions, write_json
 
 from nnunet_l2g.autoload import VARIABLE, with_trainers
+from nnunet_l2g.inspection.drawing import save_figure
+from nnunet_l2g.inspection.transport import Plan, measure_plan
+from nnunet_l2g.layers import TransportAlignment
 
 SEED = 0
+KEYS = ("kept_variance", "tokens_per_reference")
 
 
 def main() -> None:
@@ -35,7 +39,7 @@ def main() -> None:
     os.environ[VARIABLE] = with_trainers(os.environ.get(VARIABLE, ""))
     tokens, layer = read_tokens(args.model, args.fold, args.image, args.label)
     plans = make_plans(tokens, layer)
-    rows = {name: measure(columns, tokens) for name, columns in plans.items()}
+    rows = {name: {key: measure_plan(plan)[key] for key in KEYS} for name, plan in plans.items()}
     print(f"{len(tokens)} tokens, {len(layer.references)} references")
     for name, row in rows.items():
         print(f"{name.replace(chr(10), ', '):44} kept variance {row['kept_variance']:.2g}, tokens per reference "
@@ -66,57 +70,48 @@ def read_tokens(folder: Path, fold: str, image: Path, label: Path | None):
     return explained["tokens"][0].double(), layer.double()
 
 
-def make_plans(q: torch.Tensor, layer) -> dict[str, np.ndarray]:
-    """Columns A (n, p), which sum to 1, by what was done."""
-    references = layer.references.detach()
-    drawn = torch.randn(references.shape, generator=torch.Generator().manual_seed(SEED), dtype=q.dtype)
-    centred = q - q.mean(0)
+def make_plans(q: torch.Tensor, layer) -> dict[str, Plan]:
+    """Of q (n, d), by what was done. `layer` is the model's."""
+    learnt = layer.references.detach()
+    drawn = torch.randn(learnt.shape, generator=torch.Generator().manual_seed(SEED), dtype=q.dtype)
     return {
-        "plain: cosines as they are\nrandom references, eps 0.2": transport(q, drawn, 0.2, layer.iterations),
-        "cosines centred": transport(centred, drawn, 0.2, layer.iterations),
-        f"and eps {layer.eps:g}": transport(centred, drawn, layer.eps, layer.iterations),
-        "and the model's references": transport(centred, references, layer.eps, layer.iterations),
+        "plain: cosines as they are\nrandom references, eps 0.2": transport(q, drawn, 0.2, layer.iterations, centred=False),
+        "cosines centred": transport(q, drawn, 0.2, layer.iterations),
+        f"and eps {layer.eps:g}": transport(q, drawn, layer.eps, layer.iterations),
+        "and the model's references": transport(q, learnt, layer.eps, layer.iterations),
     }
 
 
-def transport(q: torch.Tensor, references: torch.Tensor, eps: float, iterations: int) -> np.ndarray:
-    from nnunet_l2g.layers import sinkhorn_potentials
-
-    unit = torch.nn.functional.normalize
-    scores = unit(q, dim=1) @ unit(references, dim=1).T  # (n, p)
-    u, _ = sinkhorn_potentials(scores[None], eps, iterations)
-    return (scores / eps + u[0][:, None]).softmax(0).numpy()
-
-
-def measure(columns: np.ndarray, q: torch.Tensor) -> dict[str, float]:
-    q = q.numpy()
-    rows = columns / columns.sum(1, keepdims=True)  # (n, p)
-    output = rows @ (columns.T @ q)  # (n, d)
-    entropy = -(columns * np.log(np.maximum(columns, 1e-30))).sum(0)
-    return {
-        "kept_variance": float(output.var(0).sum() / q.var(0).sum()),
-        "tokens_per_reference": float(np.exp(entropy).mean()),
-    }
+@torch.no_grad()
+def transport(q: torch.Tensor, references: torch.Tensor, eps: float, iterations: int, centred: bool = True) -> Plan:
+    """The layer's own, of tokens q (n, d) and references (p, d)."""
+    layer = TransportAlignment(q.shape[1], len(references), eps, iterations).double()
+    layer.references.copy_(torch.nn.functional.normalize(references, dim=1))
+    if not centred:
+        layer.scores = lambda q, _: torch.nn.functional.normalize(q, dim=2) @ layer.references.T
+    output = layer(q[None])[0]
+    plan = layer.plan(q[None])
+    values = (plan.scores[0], plan.columns[0], q, output)
+    return Plan(*(v.numpy() for v in values), eps, iterations, plan.received[0].numpy() / len(references))
 
 
-def draw(plans: dict[str, np.ndarray], rows: dict[str, dict], path: Path) -> None:
+def draw(plans: dict[str, Plan], rows: dict[str, dict], path: Path) -> None:
     """The plans side by side in the same colours, tokens and references each in an order that shows blocks."""
-    from matplotlib.colors import PowerNorm
-
-    from nnunet_l2g.inspection.drawing import save_figure
-
-    n, p = next(iter(plans.values())).shape
+    n, p = next(iter(plans.values())).columns.shape
 
     def panels(figure):
+        from matplotlib.colors import PowerNorm
+
         axes = figure.subplots(1, len(plans), sharey=True)
-        for axis, (name, columns) in zip(axes, plans.items(), strict=True):
-            order = np.argsort((columns * np.log(np.maximum(columns, 1e-30))).sum(0))[::-1]  # most concentrated first
-            by = np.lexsort((-columns.max(1), np.argsort(order)[columns.argmax(1)]))
-            drawn = axis.imshow(columns[by][:, order] * n, cmap="viridis", norm=PowerNorm(0.5, 0, 20), aspect="auto",
-                                interpolation="nearest")  # fmt: skip
-            row = rows[name]
-            axis.set_title(f"{name}\nkept variance {row['kept_variance']:.2g}")
-            axis.set_xlabel(f"{p} references")
+        for axis, (name, plan) in zip(axes, plans.items(), strict=True):
+            drawn = axis.imshow(
+                plan.columns[np.ix_(*plan.order)] * n,
+                cmap="viridis",
+                norm=PowerNorm(0.5, 0, 20),
+                aspect="auto",
+                interpolation="nearest",
+            )
+            axis.set(title=f"{name}\nkept variance {rows[name]['kept_variance']:.2g}", xlabel=f"{p} references")
         axes[0].set_ylabel(f"{n} tokens")
         figure.colorbar(drawn, ax=list(axes), label="mass, 1: all tokens share alike", extend="max")
 

@@ -31,6 +31,16 @@ def a_batch(trainer, number=2):
     return {**batch, "unlabelled": torch.randn(batch["data"].shape, generator=torch.Generator().manual_seed(1)) * 2 + 1}
 
 
+def saved_after(trainer, epochs):
+    """The checkpoint_latest of a training of so many epochs, as nnU-Net saves it."""
+    trainer.on_train_start()
+    run_epochs(trainer, epochs)
+    file = trainer.output_folder + "/checkpoint_latest.pth"
+    trainer.current_epoch -= 1  # nnU-Net saves before it counts
+    trainer.save_checkpoint(file)
+    return file
+
+
 def run_epochs(trainer, number):
     """Epochs as nnU-Net's run_training makes them."""
     for _ in range(number):

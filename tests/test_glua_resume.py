@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from distributed import run_two_processes
-from glua_trainers import make, run_epochs
+from glua_trainers import make, run_epochs, saved_after
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from small_trainers import flatten
 from test_alignment import features
@@ -47,11 +47,7 @@ def test_the_first_stage_continues_where_it_stopped(adapted_folders, capsys):
 @pytest.mark.parametrize("name", ["GLUA", "GLUASelfTraining"])
 def test_the_second_stage_continues_whole(adapted_folders, capsys, name):
     trainer = make(adapted_folders, name)
-    trainer.on_train_start()
-    run_epochs(trainer, 2)
-    file = trainer.output_folder + "/checkpoint_latest.pth"
-    trainer.current_epoch -= 1  # nnU-Net saves before it counts
-    trainer.save_checkpoint(file)
+    file = saved_after(trainer, 2)
     state = trainer.extra_state()
     capsys.readouterr()
     resumed = make(adapted_folders, name, continues=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from glua_trainers import a_batch, make, run_epochs
+from glua_trainers import a_batch, make, run_epochs, saved_after
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_l2g.adaptation.polarity import Polarity
@@ -104,11 +104,7 @@ def test_the_loaders_are_nnunets_own_for_the_source(adapted_folders):
 @pytest.mark.usefixtures("negative")
 def test_signs_are_in_the_checkpoint_and_not_measured_again(adapted_folders, monkeypatch):
     trainer = make(adapted_folders, NAME)
-    trainer.on_train_start()
-    run_epochs(trainer, 2)
-    file = trainer.output_folder + "/checkpoint_latest.pth"
-    trainer.current_epoch -= 1  # nnU-Net saves before it counts
-    trainer.save_checkpoint(file)
+    file = saved_after(trainer, 2)
     monkeypatch.setattr(adapted, "measure_polarity", lambda *_: pytest.fail("measured again"))
     resumed = make(adapted_folders, NAME, continues=True)
     resumed.load_checkpoint(file)

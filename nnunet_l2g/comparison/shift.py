@@ -35,12 +35,13 @@ def check_shift(models: list[Model], inputs: Inputs, dataset: str) -> dict[str, 
     from nnunet_l2g.adaptation import TARGET_KEY  # imports nnU-Net's folders, too
 
     for model in models:
-        if TARGET_KEY in read_plans(model):
+        plans = read_plans(model)
+        if TARGET_KEY in plans:
             raise UserError(
                 f"--shift: the plans of {model.trainer} are adapted to a target, so that nnU-Net's prediction normalises for "
                 "it, and the validation images are the source's; compare predictions of target images with --predictions"
             )
-        if read_plans(model)["configurations"][model.configuration].get("previous_stage"):
+        if plans["configurations"][model.configuration].get("previous_stage"):
             raise UserError(
                 f"--shift: {model.configuration} is the second stage of a cascade, whose first stage would have to be "
                 "predicted again too; use --shift on the other configurations"

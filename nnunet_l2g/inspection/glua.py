@@ -25,6 +25,7 @@ from nnunet_l2g.translation.turn_over import turn_over
 
 EXTRA_KEY = "nnunet_l2g"  # of trainers/base.py, which stands above this layer
 COLUMNS = 4
+SIGNS = "sign of each channel"
 GAPS = {"gap_intensity": "intensities", "gap_features": "deep features"}
 
 
@@ -48,7 +49,7 @@ def load_parts(model: Model) -> Parts:
     parts = {  # is there one in a whole checkpoint, and in this one?
         "translator": (trainer.translation, translator),
         "domain discriminator": (trainer.alignment, discriminator),
-        "sign of each channel": (trainer.sign_alone, polarity),
+        SIGNS: (trainer.sign_alone, polarity),
     }
     missing = [name for name, (wanted, found) in parts.items() if wanted and found is None]
     return Parts(translator, discriminator, polarity, missing)
@@ -59,7 +60,7 @@ def as_trained(case: Case, parts: Parts, domain: str | None) -> Case:
 
     UserError if it would have to be turned over and the checkpoint has lost the signs.
     """
-    if domain == "source" and "sign of each channel" in parts.missing:
+    if domain == "source" and SIGNS in parts.missing:
         raise UserError(
             "the checkpoint does not say which channels of the source were turned over: another program has stripped it, and "
             "an image of the source cannot be shown as the network knows it. Copy the training's own checkpoint again, or "

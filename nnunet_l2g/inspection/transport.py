@@ -45,6 +45,12 @@ class Plan:
         return np.exp(-(columns * np.log(columns)).sum(0))
 
     @property
+    def order(self) -> tuple[np.ndarray, np.ndarray]:
+        """For pictures: tokens (n,) by the reference that takes most of them, references (p,) the most concentrated first."""
+        columns = np.argsort(self.effective_tokens, kind="stable")
+        return np.lexsort((-self.columns.max(1), np.argsort(columns)[self.columns.argmax(1)])), columns
+
+    @property
     def top(self) -> list[int]:
         """References, the most concentrated first, those left out that collect like one before (cosine over 0.95)."""
         unit = self.columns / np.linalg.norm(self.columns, axis=0)
@@ -98,8 +104,6 @@ def draw_plan(plan: Plan, found: dict, prefix: str, output: Output) -> None:
     if plan.has_exact:
         exact = exact_plan(plan.scores, plan.received)
         plans.append(("exact plan: network simplex, no entropy\nmarginals hold", exact * n * p))
-    columns = np.argsort(plan.effective_tokens, kind="stable")
-    rows = np.lexsort((-plan.columns.max(1), np.argsort(columns)[plan.columns.argmax(1)]))
     highest = max(float(np.quantile(values, 0.999)) for _, values in plans)
 
     def draw(figure):
@@ -108,7 +112,7 @@ def draw_plan(plan: Plan, found: dict, prefix: str, output: Output) -> None:
         norm = PowerNorm(0.5, 0, highest)
         axes = figure.subplots(1, len(plans), squeeze=False, sharey=True)[0]
         for axis, (title, values) in zip(axes, plans, strict=True):
-            drawn = axis.imshow(values[rows][:, columns], cmap="viridis", norm=norm, aspect="auto", interpolation="nearest")
+            drawn = axis.imshow(values[np.ix_(*plan.order)], cmap="viridis", norm=norm, aspect="auto", interpolation="nearest")
             axis.set(title=title, xlabel=f"{p} references, most concentrated first")
         axes[0].set_ylabel(f"{n} tokens, by the reference that takes most of them")
         figure.colorbar(drawn, ax=list(axes), label="mass, 1: as much as if all shared evenly", extend="max")
