@@ -178,13 +178,14 @@ class TransportAlignment(nn.Module):
         error = (row_sums * n / (p * counts) - 1).abs() * (counts > 0.5)  # of rows that have tokens
         entropy = -(columns * (columns / counts[:, :, None]).clamp_min(1e-30).log()).sum(1)  # (B, p), over single tokens
         unit = self._directions(self.references)
+        moved = (r.detach().cpu().double() for r in (self.references, self.placed))  # the floor of _unit alone is 1e-6 here
         alike = (unit @ unit.T).fill_diagonal_(-1) > 0.95  # (p, p)
         return {
             "kept_variance": float((_variance(o, counts / n) / _variance(q, counts / n).clamp_min(1e-30)).mean()),
             "tokens_per_reference": float(entropy.exp().mean()),
             "marginal_error": float(error.amax()),
             "duplicate_references": float(alike.any(1).sum()),
-            "reference_drift": float(1 - (unit * self._directions(self.placed)).sum(1).mean()),
+            "reference_drift": float(1 - torch.nn.functional.cosine_similarity(*moved).mean()),
         }
 
     def __getstate__(self):
