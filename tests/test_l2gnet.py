@@ -130,7 +130,7 @@ def test_labels_are_not_needed_where_there_are_none():
 
 def test_code_dropout_rebuilds_whole_images_in_training_and_mixes_otherwise():
     block = make(keep_features=0.25).l2g[0]
-    z, made = torch.randn(64, 24, 2, 2, 2), torch.randn(64, 24, 2, 2, 2)
+    z, made = torch.randn(64, 16, 2, 2, 2), torch.randn(64, 16, 2, 2, 2)
     torch.testing.assert_close(block.eval()._mix(z, made), 0.25 * z + 0.75 * made)
     found = block.train()._mix(z, made)
     kept = [torch.equal(one, other) for one, other in zip(found, z, strict=True)]
@@ -222,7 +222,7 @@ def test_a_step_without_a_training_forward_moves_nothing():
 def test_block_is_float32_under_autocast_with_features_of_any_size(dtype, scale):
     block = make().l2g[0].train()
     nn.init.normal_(block.project_out.weight)
-    z = (scale * torch.randn(2, 24, 4, 4, 6)).to(dtype).requires_grad_()
+    z = (scale * torch.randn(2, 16, 4, 4, 6)).to(dtype).requires_grad_()
     for _ in range(3):
         with torch.autocast("cpu", dtype=dtype):
             out = block(z)
@@ -241,7 +241,7 @@ def test_block_is_float32_under_autocast_with_features_of_any_size(dtype, scale)
 
 def test_constant_features_stay_finite():
     block = make().l2g[0].train()
-    z = torch.ones(2, 24, 4, 4, 6).requires_grad_()
+    z = torch.ones(2, 16, 4, 4, 6).requires_grad_()
     for _ in range(2):
         (block(z).sum() + block.loss).backward()
         block.after_step()
@@ -462,7 +462,7 @@ def test_bad_settings_are_named(settings, named):
 
 def test_a_single_voxel_is_refused():
     with pytest.raises(ValueError, match=r"spatial shape \(1, 1, 1\), a single voxel"):
-        make().l2g[0](torch.randn(1, 24, 1, 1, 1))
+        make().l2g[0](torch.randn(1, 16, 1, 1, 1))
 
 
 class Configuration:
