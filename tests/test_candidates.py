@@ -90,31 +90,3 @@ def test_glua_reweighted_masks_what_the_decoder_reads_and_predicts_with_its_disc
     assert saved["discriminator.layers.0.weight"].isfinite().all() and saved["discriminator.batches"] == 4
     again = base.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 4, False)
     again.load_state_dict(saved)
-
-
-@pytest.mark.slow
-@pytest.mark.commands
-def test_nnunets_commands_train_and_predict_with_one(planned, tmp_path):
-    trainer = "nnUNetTrainerL2GNetReadout_2epochs_2iterations"
-    variables = {"nnUNet_extTrainer": str(FOLDER), "nnUNet_results": str(tmp_path / "results")}
-    output = planned.run("nnUNetv2_train", 982, "2d", 0, "-tr", trainer, "-device", "cpu", **variables)
-    assert "Training done" in output and "class_accuracy" in output
-    planned.run(
-        "nnUNetv2_predict", "-d", 982, "-c", "2d", "-f", 0, "-tr", trainer, "-device", "cpu", "-npp", 1, "-nps", 1,
-        "-i", planned.path("raw", RICH, "imagesTs"), "-o", tmp_path / "predicted", **variables,
-    )  # fmt: skip
-    assert list((tmp_path / "predicted").glob("*.nii.gz"))
-
-
-def test_costs_are_those_that_the_page_says():
-    root = FOLDER.parents[1]
-    page = " ".join((root / "docs" / "methods" / "l2gnet.md").read_text(encoding="utf-8").split())
-    plans = json.loads((root / "benchmarks" / "step_count_candidates.json").read_text())["plans"]
-    most = {
-        plan: {key: f"{max(row[key] for row in rows.values()):.2f}" for key in ("gflop_ratio", "memory_ratio")}
-        for plan, rows in plans.items()
-    }
-    assert all(set(rows) == {"vanilla", *NAMES} for rows in plans.values())
-    assert f"at most {max(each['gflop_ratio'] for each in most.values())} of vanilla's operations" in page
-    memory = [most[plan]["memory_ratio"] for plan in ("malc", "acdc", "idrid")]
-    assert f"at most {memory[0]} of vanilla's on MALC's plans, {memory[1]} on ACDC's, {memory[2]} on IDRiD's" in page
