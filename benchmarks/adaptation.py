@@ -240,7 +240,7 @@ class Work:
         references = references_for(list(predicted), reference_folder, ending)
         pairs = [Pair("", case, references[case], predicted[case]) for case in predicted]
         scores = score_pairs(pairs, labels, Options(), Cache(self.folder / "scores"), processes=1)
-        rows = {case: list(structures.values()) for (_, case), structures in scores.items()}
+        rows = {case: list(structures.values()) for (_, _, case), structures in scores.items()}
         mean = {key: {case: nan_mean([s[key] for s in row]) for case, row in rows.items()} for key in ("dice", "hd95")}
         return mean["dice"], mean["hd95"]
 

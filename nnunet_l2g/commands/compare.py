@@ -135,13 +135,13 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
     if args.train:
         train(args, models, folds, dataset, open_output)
     check_folds(models, folds, dataset)
-    inputs = read_models(models, folds, dataset, args.reference)
-    inputs.warnings = model_warnings(models, folds, inputs.methods, dataset)
+    inputs = read_models([[model] for model in models], folds, dataset, args.reference)
+    inputs.warnings = model_warnings(models, folds, inputs.runs, dataset)
     images = check_shift(models, inputs, dataset) if args.shift else {}
     output = open_output(args.output)
     cost, shift = cost_table(inputs), None
     if args.measure:
-        cost = cost.join(pd.DataFrame(measure(models, inputs.methods, dataset, device)))
+        cost = cost.join(pd.DataFrame(measure(models, inputs.runs, dataset, device)))
     if args.shift:
         cache = Cache(output / CACHE)
         shift = shift_table(models, inputs, images, dataset, device, output, options_of(args), cache, processes_of(args))

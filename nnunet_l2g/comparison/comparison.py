@@ -91,16 +91,17 @@ def compare(
 
 
 def cost_table(inputs: Inputs) -> pd.DataFrame:
-    """What checkpoints and logs tell: method, epochs, parameters, seconds_per_epoch (median over folds of medians)."""
+    """What checkpoints and logs tell: method, epochs, parameters, seconds_per_epoch (median over runs and folds of medians)."""
     rows = []
     for method in inputs.methods:
-        seconds = [curve.seconds_per_epoch for curve in method.curves.values() if curve.seconds_per_epoch is not None]
-        epochs = sorted(set(method.epochs.values()))
+        seconds = [curve.seconds_per_epoch for run in method.runs for curve in run.curves.values()]
+        seconds = [value for value in seconds if value is not None]
+        epochs = sorted({number for run in method.runs for number in run.epochs.values()})
         rows.append(
             {
                 "method": method.name,
                 "epochs": epochs[-1] if epochs else None,
-                "parameters": method.parameters,
+                "parameters": method.runs[0].parameters,
                 "seconds_per_epoch": pd.Series(seconds).median() if seconds else None,
             }
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_l2g.comparison.models import Model, nnunet_folder
-from nnunet_l2g.comparison.results import Inputs, Method, read_plans
+from nnunet_l2g.comparison.results import Inputs, Run, read_plans
 from nnunet_l2g.comparison.summaries import disagreements
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.folders import some
@@ -18,9 +18,12 @@ FEW_CASES = 6  # below, no two-sided Wilcoxon test can reach p < 0.05
 NOT_COMPARED = ("data_identifier", "architecture", "network_arch_class_name")  # the method's own business, or only a name
 
 
-def model_warnings(models: list[Model], folds: list[str], methods: list[Method], dataset: str) -> list[str]:
-    """Differences of plans, epochs and splits, checkpoints newer than their validation, and folds that prove little."""
-    warnings = [*_plans(models), *_epochs(methods), *_stale(models, folds), *_splits(methods, dataset)]
+def model_warnings(models: list[Model], folds: list[str], runs: list[Run], dataset: str) -> list[str]:
+    """Differences of plans, epochs and splits, checkpoints newer than their validation, and folds that prove little.
+
+    models, runs : of all methods, in one order
+    """
+    warnings = [*_plans(models), *_epochs(runs), *_stale(models, folds), *_splits(runs[0], dataset)]
     if "all" in folds:
         warnings.append("Fold all validates on its own training cases: these scores say nothing about new images.")
     elif len(folds) < 5:
@@ -32,7 +35,7 @@ def model_warnings(models: list[Model], folds: list[str], methods: list[Method],
     return warnings
 
 
-def score_warnings(inputs: Inputs, scores: dict[tuple[str, str], dict[str, dict]]) -> list[str]:
+def score_warnings(inputs: Inputs, scores: dict[tuple[str, int, str], dict[str, dict]]) -> list[str]:
     """Too few cases for the test, and Dice that is not what nnU-Net's summary says."""
     warnings = []
     if len(inputs.cases) < FEW_CASES:
@@ -41,13 +44,14 @@ def score_warnings(inputs: Inputs, scores: dict[tuple[str, str], dict[str, dict]
             "and bootstrap intervals of so few are too narrow."
         )
     for method in inputs.methods:
-        mine = {case: scores[method.name, case] for case in inputs.cases}
-        different = disagreements(method.summaries, mine, inputs.labels.structures)
-        if different:
-            warnings.append(
-                f"{method.name}: Dice of {some(different)} is not what nnU-Net's summary.json says; predictions or "
-                "references changed after the validation. Validate again (nnUNetv2_train ... --val)."
-            )
+        for number, run in enumerate(method.runs, 1):
+            mine = {case: scores[method.name, number, case] for case in inputs.cases}
+            different = disagreements(run.summaries, mine, inputs.labels.structures)
+            if different:
+                warnings.append(
+                    f"{run.name}: Dice of {some(different)} is not what nnU-Net's summary.json says; predictions or "
+                    "references changed after the validation. Validate again (nnUNetv2_train ... --val)."
+                )
     return warnings
 
 
@@ -101,8 +105,8 @@ def _backbone(configuration: dict) -> object:
         return None
 
 
-def _epochs(methods: list[Method]) -> list[str]:
-    lengths = {method.name: sorted(set(method.epochs.values())) for method in methods}
+def _epochs(runs: list[Run]) -> list[str]:
+    lengths = {run.name: sorted(set(run.epochs.values())) for run in runs}
     if len({tuple(values) for values in lengths.values()}) < 2 and all(len(values) < 2 for values in lengths.values()):
         return []
     shown = ", ".join(f"{name} {' and '.join(map(str, values))}" for name, values in lengths.items())
@@ -128,7 +132,7 @@ def _stale(models: list[Model], folds: list[str]) -> list[str]:
     return warnings
 
 
-def _splits(methods: list[Method], dataset: str) -> list[str]:
+def _splits(run: Run, dataset: str) -> list[str]:
     """The cases that were validated are those of splits_final.json, if it can be found."""
     try:
         path = nnunet_folder("preprocessed") / dataset / "splits_final.json"
@@ -140,15 +144,13 @@ def _splits(methods: list[Method], dataset: str) -> list[str]:
         validation = [{str(case) for case in split["val"]} for split in read_json(path)]
     except DAMAGE as error:
         return [f"{path} cannot be read ({type(error).__name__}: {error}), so it is not known whether it was changed."]
-    return [
-        warning for fold in sorted(set(methods[0].folds.values())) for warning in _split(methods[0], fold, validation, path)
-    ]
+    return [warning for fold in sorted(set(run.folds.values())) for warning in _split(run, fold, validation, path)]
 
 
-def _split(method: Method, fold: str, validation: list[set[str]], path: Path) -> list[str]:
+def _split(run: Run, fold: str, validation: list[set[str]], path: Path) -> list[str]:
     if not fold.isdigit() or int(fold) >= len(validation):
         return []
-    validated = {case for case, number in method.folds.items() if number == fold}
+    validated = {case for case, number in run.folds.items() if number == fold}
     different = sorted(validated ^ validation[int(fold)])
     if not different:
         return []

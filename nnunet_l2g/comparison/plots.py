@@ -170,7 +170,7 @@ def draw_shift(comparison: Comparison) -> Picture | None:
 
 def draw_curves(comparison: Comparison) -> Picture | None:
     """Losses and pseudo Dice over epochs, one thin line a fold and a thick one for their mean; None without logs."""
-    methods = [method for method in comparison.inputs.methods if any(curve.epochs for curve in method.curves.values())]
+    methods = [m for m in comparison.inputs.methods if any(curve.epochs for run in m.runs for curve in run.curves.values())]
     if not methods:
         return None
     panels = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo Dice (patches)"}
@@ -178,7 +178,8 @@ def draw_curves(comparison: Comparison) -> Picture | None:
     for panel, (name, label) in zip(axes.flat, panels.items(), strict=True):
         for method in methods:
             colour, marker = colour_and_marker(comparison.methods.index(method.name))
-            folds = [np.array(values, float) for curve in method.curves.values() if (values := getattr(curve, name))]
+            curves = [curve for run in method.runs for curve in run.curves.values()]
+            folds = [np.array(values, float) for curve in curves if (values := getattr(curve, name))]
             if not folds:
                 continue
             for values in folds if len(folds) > 1 else []:
@@ -200,7 +201,7 @@ def draw_curves(comparison: Comparison) -> Picture | None:
         panel.grid(alpha=0.3)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     _legend(figure, handles, labels)
-    several = any(len(method.curves) > 1 for method in methods)
+    several = any(len(method.runs) > 1 or len(method.runs[0].curves) > 1 for method in methods)
     caption = (
         "nnU-Net's own curves. Pseudo Dice is computed on random patches while training and is no result; the loss holds "
         "segmentation terms and whatever a trainer adds to them."

@@ -75,10 +75,10 @@ def shift_table(
     Images and predictions are kept in `output`/shift and reused while images, checkpoints and perturbations stay the same.
     Raises UserError if nnU-Net fails, Interrupted on Ctrl-C.
     """
-    folds = sorted(set(inputs.methods[0].folds.values()))
+    fold_of = inputs.runs[0].folds
     ending = inputs.labels.file_ending
-    for fold in folds:
-        cases = [case for case in inputs.cases if inputs.methods[0].folds[case] == fold]
+    for fold in inputs.folds:
+        cases = [case for case in inputs.cases if fold_of[case] == fold]
         _write_images({case: images[case] for case in cases}, output / FOLDER / "images" / f"fold_{fold}", ending)
         for model in models:
             _predict(model, fold, dataset, device, output)
@@ -87,7 +87,7 @@ def shift_table(
             model.name,
             _name(case, kind, level),
             inputs.references[case],
-            _predictions(output, model, inputs.methods[0].folds[case]) / f"{_name(case, kind, level)}{ending}",
+            _predictions(output, model, fold_of[case]) / f"{_name(case, kind, level)}{ending}",
         )
         for model in models
         for case in inputs.cases
@@ -101,7 +101,7 @@ def shift_table(
             for level, strength in enumerate(strengths):
                 dice = pd.DataFrame(
                     [
-                        {name: values["dice"] for name, values in scores[model.name, _name(case, kind, level)].items()}
+                        {name: values["dice"] for name, values in scores[model.name, 1, _name(case, kind, level)].items()}
                         for case in inputs.cases
                     ]
                 )

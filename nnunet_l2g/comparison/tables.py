@@ -14,18 +14,19 @@ from nnunet_l2g.evaluation.lesions import recall_by_size
 from nnunet_l2g.evaluation.names import Score
 
 MEAN = "mean"  # the row over structures
-Scores = dict[tuple[str, str], dict[str, dict]]  # (method, case): {structure: {score: value}}
+Scores = dict[tuple[str, int, str], dict[str, dict]]  # (method, run, case): {structure: {score: value}}
 
 
 def case_table(inputs: Inputs, scores: Scores) -> pd.DataFrame:
-    """One row for each method, case and structure: method, fold, case, structure, TP, FP, FN and every score."""
+    """One row for each method, run, case and structure: method, run, fold, case, structure, TP, FP, FN and every score."""
     rows = []
     for method in inputs.methods:
-        for case in inputs.cases:
-            for structure, values in scores[method.name, case].items():
-                plain = {name: value for name, value in values.items() if not isinstance(value, list)}
-                fold = method.folds.get(case, "")
-                rows.append({"method": method.name, "fold": fold, "case": case, "structure": structure, **plain})
+        for number, run in enumerate(method.runs, 1):
+            for case in inputs.cases:
+                for structure, values in scores[method.name, number, case].items():
+                    plain = {name: value for name, value in values.items() if not isinstance(value, list)}
+                    place = {"method": method.name, "run": number, "fold": run.folds.get(case, ""), "case": case}
+                    rows.append({**place, "structure": structure, **plain})
     return pd.DataFrame(rows)
 
 
@@ -104,11 +105,11 @@ def lesion_size_table(inputs: Inputs, scores: Scores) -> pd.DataFrame:
     recall. Empty if lesions were not scored."""
     rows = []
     for structure in inputs.labels.names:
-        of_first = [scores[inputs.methods[0].name, case][structure].get("lesion_sizes", []) for case in inputs.cases]
+        of_first = [scores[inputs.methods[0].name, 1, case][structure].get("lesion_sizes", []) for case in inputs.cases]
         sizes = np.concatenate([[], *of_first])
         edges = _thirds(sizes)
         for method in inputs.methods:
-            detected = [scores[method.name, case][structure].get("lesion_detected", []) for case in inputs.cases]
+            detected = [scores[method.name, 1, case][structure].get("lesion_detected", []) for case in inputs.cases]
             if len(edges) > 1:
                 bins = recall_by_size(sizes, np.concatenate([[], *detected]), edges)
                 for low, high, (count, recall) in zip(edges, edges[1:], bins, strict=False):

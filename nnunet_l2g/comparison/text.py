@@ -148,7 +148,7 @@ def heading(comparison: Comparison) -> str:
 
 def sentence(comparison: Comparison) -> str:
     """What is compared, in one sentence."""
-    folds = sorted(set(comparison.inputs.methods[0].folds.values()))
+    folds = comparison.inputs.folds
     where = f"validation cases of fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}" if folds else "cases"
     others, count = " and ".join(comparison.methods[1:]), len(comparison.inputs.cases)
     return f"{others} compared with {comparison.methods[0]}, the baseline, on {count} {where}, paired by case."

@@ -40,12 +40,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Pair:
-    """One case of one method: its files."""
+    """One case of one run of a method: its files."""
 
     method: str
     case: str
     reference: Path
     prediction: Path
+    run: int = 1
 
 
 def score_pair(reference: Path, prediction: Path, labels: Labels, options: Options) -> dict[str, dict]:
@@ -70,8 +71,8 @@ def score_pair(reference: Path, prediction: Path, labels: Labels, options: Optio
 
 def score_pairs(
     pairs: Sequence[Pair], labels: Labels, options: Options, cache: Cache, processes: int = 1
-) -> dict[tuple[str, str], dict[str, dict]]:
-    """`score_pair` of each pair, by (method, case); a progress bar on the terminal, finished pairs kept if one fails.
+) -> dict[tuple[str, int, str], dict[str, dict]]:
+    """`score_pair` of each pair, by (method, run, case); a progress bar on the terminal, finished pairs kept if one fails.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def score_pairs(
             cache.put(keys[pair], scores)
             results[pair] = scores
             bar.update()
-    return {(pair.method, pair.case): results[pair] for pair in pairs}
+    return {(pair.method, pair.run, pair.case): results[pair] for pair in pairs}
 
 
 def _is_scored(stored: dict, labels: Labels, options: Options) -> bool:

@@ -88,12 +88,12 @@ def summary(data: bytes) -> None:
 
 def splits(data: bytes) -> None:
     from nnunet_l2g.comparison.fairness import _splits
-    from nnunet_l2g.comparison.results import Method
+    from nnunet_l2g.comparison.results import Run
 
     good = [{"train": CASES[:2], "val": CASES[2:]}, {"train": CASES[1:], "val": CASES[:1]}]
     write(planned() / "preprocessed" / "Dataset992_Splits" / "splits_final.json", spoilt_json(Choices(data), good))
-    method = Method("m", {}, {case: str(number) for number, case in enumerate(CASES)})
-    assert all(isinstance(warning, str) for warning in _splits([method], "Dataset992_Splits"))
+    run = Run("m", {}, {case: str(number) for number, case in enumerate(CASES)})
+    assert all(isinstance(warning, str) for warning in _splits(run, "Dataset992_Splits"))
 
 
 def marker(data: bytes) -> None:
