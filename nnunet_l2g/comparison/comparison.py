@@ -23,6 +23,7 @@ class Comparison:
 
     shown : the scores, by name
     shift : method, kind, strength, dice on perturbed images; None if not asked for
+    without : Dice lost without the method (without_method.py); None if not asked for
     cost : method, parameters, seconds_per_epoch, epochs, and what was measured
     """
 
@@ -40,6 +41,7 @@ class Comparison:
     cost: pd.DataFrame
     warnings: list[str]
     shift: pd.DataFrame | None = None
+    without: pd.DataFrame | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -64,6 +66,7 @@ def compare(
     command: str,
     cost: pd.DataFrame | None = None,
     shift: pd.DataFrame | None = None,
+    without: pd.DataFrame | None = None,
 ) -> Comparison:
     """Scores all cases and computes all tables. UserError for files that cannot be compared."""
     scores = score_pairs(inputs.pairs(), inputs.labels, options, Cache(cache), processes)
@@ -85,6 +88,7 @@ def compare(
         cost=cost_table(inputs) if cost is None else cost,
         warnings=[*inputs.warnings, *score_warnings(inputs, scores), *dropped_warnings(paired)],
         shift=shift,
+        without=without,
         versions={"nnunet_l2g": __version__}
         | {name: version(name) for name in ("nnunetv2", "torch", "SimpleITK", "numpy", "scipy")},
     )

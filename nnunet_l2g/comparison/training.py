@@ -103,11 +103,21 @@ def child_environment() -> dict[str, str]:
 
 
 def run_nnunet(
-    script: str, arguments: list[str], what: str, folder: Path, log: Path, progress: Callable[[str], str | None]
+    script: str,
+    arguments: list[str],
+    what: str,
+    folder: Path,
+    log: Path,
+    progress: Callable[[str], str | None],
+    prelude: str = "",
 ) -> None:
-    """Runs one of nnU-Net's commands in the user's own environment. UserError with the log's last lines if it fails."""
+    """Runs one of nnU-Net's commands, after the Python code `prelude`, in the user's own environment.
+
+    UserError with the log's last lines if it fails.
+    """
+    python, option, code, *rest = nnunet_command(script, arguments)
     run_child(
-        nnunet_command(script, arguments),
+        [python, option, prelude + code, *rest],
         what=what,
         shown=shown_command(script, arguments),
         folder=folder,
