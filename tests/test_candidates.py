@@ -59,13 +59,6 @@ def test_trains_on_nnunets_batches_and_predicts_without_labels(nnunet_folders, t
     assert logits.shape == (1, classes, 32, 32)
 
 
-def test_names_have_schedules_and_no_others():
-    module = load()
-    assert module.nnUNetTrainerL2GNetReadout_7epochs.epochs == 7
-    with pytest.raises(AttributeError):
-        _ = module.nnUNetTrainerL2GNetNothing_7epochs
-
-
 def test_glua_reweighted_masks_what_the_decoder_reads_and_predicts_with_its_discriminator(adapted_folders, tmp_path):
     base = load("glua_candidates").nnUNetTrainerGLUAReweighted
     attributes = dict(translation_settings={"width": 4}, stage_settings={"slices": 2, "crop": 32}, epochs=2, iterations=2)

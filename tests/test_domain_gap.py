@@ -1,6 +1,5 @@
 """The distance of two domains, as a number."""
 
-
 import numpy as np
 import pytest
 import torch

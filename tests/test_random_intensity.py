@@ -1,6 +1,5 @@
 """Random looks: of images alone, monotone unless inverted."""
 
-
 import pytest
 import torch
 

@@ -1,6 +1,5 @@
 """The teacher and its labels."""
 
-
 import network_tester as tester
 import numpy as np
 import pytest

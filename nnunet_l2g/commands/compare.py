@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import shlex
@@ -12,6 +13,8 @@ from pathlib import Path
 from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.comparison.slurm_options import add_arguments, slurm_options
 from nnunet_l2g.errors import UserError
+
+MOST_RUNS = 100
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +48,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="default: 0 1 2 3 4"
     )
     models.add_argument(
+        "--runs",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="R",
+        help="take runs 1 to R of each trainer: TRAINER, TRAINER_run2, ..., TRAINER_run<R>; one number for all, or one for "
+        "each (default: 1)",
+    )
+    models.add_argument(
         "--train", action="store_true", help="run nnUNetv2_train for what is missing, and continue what was broken off"
+    )
+    models.add_argument(
+        "--jobs",
+        type=int,
+        metavar="J",
+        help="of --train on a CPU: J trainings side by side, of one thread each (default: one, of all cores)",
     )
     models.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of --train, --measure and --shift (default: auto)"
@@ -130,43 +148,45 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
 
     folds = check_fold_names(args.folds)
     dataset = dataset_name(args.dataset)
-    models = choose_models(dataset, args.trainers, args.plans, args.configurations)
+    methods = choose_models(dataset, args.trainers, args.plans, args.configurations, args.runs)
+    models, first = [model for runs in methods for model in runs], [runs[0] for runs in methods]
     device = choose_device(args.device) if args.measure or args.shift else "cpu"
     if args.train:
-        train(args, models, folds, dataset, open_output)
+        train(args, methods, folds, dataset, open_output)
     check_folds(models, folds, dataset)
-    inputs = read_models([[model] for model in models], folds, dataset, args.reference)
+    inputs = read_models(methods, folds, dataset, args.reference)
     inputs.warnings = model_warnings(models, folds, inputs.runs, dataset)
-    images = check_shift(models, inputs, dataset) if args.shift else {}
+    images = check_shift(first, inputs, dataset) if args.shift else {}
     output = open_output(args.output)
     cost, shift = cost_table(inputs), None
     if args.measure:
-        cost = cost.join(pd.DataFrame(measure(models, inputs.runs, dataset, device)))
+        cost = cost.join(pd.DataFrame(measure(first, [method.runs[0] for method in inputs.methods], dataset, device)))
     if args.shift:
         cache = Cache(output / CACHE)
-        shift = shift_table(models, inputs, images, dataset, device, output, options_of(args), cache, processes_of(args))
+        shift = shift_table(first, inputs, images, dataset, device, output, options_of(args), cache, processes_of(args))
     return finish(args, inputs, output, cost, shift)
 
 
-def train(args: argparse.Namespace, models: list, folds: list[str], dataset: str, open_output) -> None:
-    """--train: what is missing, here or on a cluster."""
-    from nnunet_l2g.comparison.local_runs import cuda_devices, train_locally
+def train(args: argparse.Namespace, methods: list[list], folds: list[str], dataset: str, open_output) -> None:
+    """--train: what is missing, here or on a cluster; run 1 of all methods, then run 2."""
+    from nnunet_l2g.comparison.local_runs import places, train_locally
     from nnunet_l2g.comparison.slurm_runs import check_slurm, train_on_slurm
     from nnunet_l2g.comparison.training import check_trainable, missing_trainings
     from nnunet_l2g.demo.nnunet import choose_device
 
     options = slurm_options(args)
+    models = [model for run in itertools.zip_longest(*methods) for model in run if model is not None]
     missing = list(dict.fromkeys(t.model for t in missing_trainings(models, folds, dataset, "cpu", args.output)))
-    if missing and options is not None:
-        check_slurm(options)
-    check_trainable(missing, folds, dataset)
     if not missing:
         return
     if options is None:
         device = choose_device(args.device)
-        trainings = missing_trainings(missing, folds, dataset, device, open_output(args.output))
-        train_locally(trainings, cuda_devices() if device == "cuda" else ())
+        here = places(device, args.jobs)
+        check_trainable(missing, folds, dataset)
+        train_locally(missing_trainings(missing, folds, dataset, device, open_output(args.output)), here)
     else:
+        check_slurm(options)
+        check_trainable(missing, folds, dataset)
         output = open_output(args.output)
         device = "cuda" if options.gpus else "cpu"
         train_on_slurm(missing_trainings(missing, folds, dataset, device, output, options.gpus), options, output)
@@ -224,9 +244,13 @@ def check_numbers(args: argparse.Namespace) -> None:
         ("--seed", args.seed, 0),
         ("--lesion-min-size", args.lesion_min_size, 1),
         ("-np", 1 if args.processes is None else args.processes, 1),
+        ("--jobs", 1 if args.jobs is None else args.jobs, 1),
     ):
         if value < least:
             raise UserError(f"{option} {value}: expected {least} or more")
+    for runs in args.runs:
+        if not 1 <= runs <= MOST_RUNS:
+            raise UserError(f"--runs {runs}: expected 1 to {MOST_RUNS}")
     if not 0 <= args.surface_tolerance < float("inf"):
         raise UserError(f"--surface-tolerance {args.surface_tolerance:g}: expected a distance of 0 or more")
     if not 0 <= args.lesion_overlap <= 1:
@@ -236,9 +260,10 @@ def check_numbers(args: argparse.Namespace) -> None:
 def check_mode(args: argparse.Namespace) -> None:
     """UserError unless either trainings or folders of predictions are named, with all that belongs to them."""
     if args.predictions:
-        if args.dataset or args.configurations or args.train or args.measure or args.shift:
+        if args.dataset or args.configurations or args.train or args.measure or args.shift or args.runs != [1]:
             raise UserError(
-                "--predictions and -d, -c, --train, --measure or --shift: compare either folders of predictions or trainings"
+                "--predictions and -d, -c, --runs, --train, --measure or --shift: compare either folders of predictions or "
+                "trainings"
             )
         if args.reference is None:
             raise UserError("--predictions needs --reference FOLDER, the segmentations to compare with")
@@ -246,6 +271,8 @@ def check_mode(args: argparse.Namespace) -> None:
         raise UserError("nothing to compare: name trainings with -d, -c and -tr, or folders with --predictions and --reference")
     elif args.dataset_json:
         raise UserError("--dataset-json belongs to --predictions; trainings have their own")
+    if args.jobs is not None and not (args.train and args.executor == "local"):
+        raise UserError(f"--jobs {args.jobs}: belongs to --train on this machine; add --train, or leave it out")
 
 
 def check_fold_names(folds: list[str]) -> list[str]:

@@ -121,7 +121,7 @@ def run_nnunet(
 def missing_trainings(
     models: list[Model], folds: list[str], dataset: str, device: str, output: Path, gpus: int = 1
 ) -> list[Training]:
-    """Those not finished, model by model."""
+    """Those not finished, in the order of the models."""
     pairs = [(model, fold) for model in models for fold in folds if model.state(fold) != FINISHED]
     return [Training(model, fold, dataset, device, output, gpus) for model, fold in pairs]
 
