@@ -28,12 +28,8 @@ def main(control: Path, script: str, args: list[str]) -> int:
     if mode in ("hang", "stubborn"):
         hang(control, mode == "stubborn")
     if mode != "vanish":
-        {
-            "nnUNetv2_plan_and_preprocess": plan,
-            "nnUNetv2_train": train,
-            "nnUNetv2_predict": predict,
-            "nnUNetv2_evaluate_folder": evaluate,
-        }[script](args)
+        {"nnUNetv2_plan_and_preprocess": plan, "nnUNetv2_train": train, "nnUNetv2_predict": predict,
+         "nnUNetv2_evaluate_folder": evaluate}[script](args)
     return 0
 
 
@@ -65,13 +61,8 @@ def plan(args):
 def train(args):
     fold = dataset("nnUNet_results") / f"{args[args.index('-tr') + 1]}__nnUNetPlans__3d_fullres" / "fold_0"
     fold.mkdir(parents=True)
-    for line in (
-        "Epoch 0",
-        "train_loss -0.5",
-        "val_loss -0.4",
-        "Pseudo dice [np.float32(0.75), nan, np.float32(0.5)]",
-        "Epoch time: 2.4 s",
-    ):
+    for line in ("Epoch 0", "train_loss -0.5", "val_loss -0.4",
+                 "Pseudo dice [np.float32(0.75), nan, np.float32(0.5)]", "Epoch time: 2.4 s"):
         print(f"2026-01-01 00:00:00.000001: {line} ")
     (fold / "checkpoint_final.pth").write_text("weights")
 

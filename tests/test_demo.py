@@ -192,9 +192,8 @@ def test_an_interrupted_demo_leaves_no_process_and_can_go_on(control, target, mo
     (control / "nnUNetv2_train.mode").write_text(mode)
     argv = [sys.executable, "-c", DRIVER, STUB, control, grace, "demo", "-o", target, "--device", "cpu"]
     # a group of its own, as a shell gives a job: the signal reaches the demo alone, which has to pass it on
-    process = subprocess.Popen(
-        list(map(str, argv)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(list(map(str, argv)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     deadline = time.monotonic() + 90
     while not (control / "pids").exists():
         assert process.poll() is None, process.communicate()[1]
@@ -261,10 +260,8 @@ def test_training_progress_ignores_what_it_does_not_know():
 
 
 def test_help_is_quick_to_import():
-    code = (
-        "import sys; from nnunet_l2g.cli import main\ntry: main(['demo', '--help'])\nexcept SystemExit: pass\n"
-        "assert not {'torch', 'SimpleITK', 'matplotlib', 'numpy', 'nnunetv2'} & set(sys.modules)"
-    )
+    code = ("import sys; from nnunet_l2g.cli import main\ntry: main(['demo', '--help'])\nexcept SystemExit: pass\n"
+            "assert not {'torch', 'SimpleITK', 'matplotlib', 'numpy', 'nnunetv2'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

@@ -1,5 +1,6 @@
 """The distance of two domains, as a number."""
 
+
 import numpy as np
 import pytest
 import torch

@@ -15,3 +15,4 @@ def test_nothing_is_lost_to_a_kill(tmp_path):
     result = tmp_path / "kills.json"
     script("kills.py", "--kills", KILLS, "--trainers", "GRCSF", "--seed", 5, "--folder", tmp_path / "data", "--json", result)
     assert json.loads(result.read_text())["kills"] == KILLS
+

@@ -60,7 +60,9 @@ def test_a_masked_voxel_is_never_seen(shape, ratio):
         visible = getattr(network, f"visible_{ratio}")[s : s + 1]
         masked = getattr(network, f"masked_{ratio}")[s : s + 1]
         changed = [change(x, network.token_size, chosen[0]) for chosen in (masked, visible)]
-        as_it_is, hidden, seen = (predict(network, patchify(y, network.token_size), ratio, s, masked) for y in (x, *changed))
+        as_it_is, hidden, seen = (
+            predict(network, patchify(y, network.token_size), ratio, s, masked) for y in (x, *changed)
+        )
         for before, after, other in zip(as_it_is, hidden, seen, strict=True):
             assert torch.equal(before, after)
             assert not torch.allclose(before, other)  # a visible one is

@@ -71,9 +71,8 @@ def test_anatomy_varies_and_stays_inside_the_image():
     assert np.all(volumes.std(axis=0) / volumes.mean(axis=0) > 0.1)
     centres = np.array([np.argwhere(label == LEFT).mean(axis=0)[1:] for label in labels])
     assert np.all(centres.std(axis=0) > 1.5)
-    touching = [
-        np.isin(label[:, [0, -1]], (LEFT, WALL)).any() or np.isin(label[:, :, [0, -1]], (LEFT, WALL)).any() for label in labels
-    ]
+    touching = [np.isin(label[:, [0, -1]], (LEFT, WALL)).any() or np.isin(label[:, :, [0, -1]], (LEFT, WALL)).any()
+                for label in labels]
     assert not any(touching)
 
 
@@ -101,10 +100,8 @@ def test_contrasts(seed):
     cine, label = arrays(seed, "cine", scar=True)
     late, same = arrays(seed, "late_enhancement", scar=True)
     assert np.array_equal(label, same)  # the seed alone decides the anatomy
-    mean = {
-        name: {value: image[label == value].mean() for value in (LEFT, WALL, RIGHT, SCAR)}
-        for name, image in (("cine", cine), ("late", late))
-    }
+    mean = {name: {value: image[label == value].mean() for value in (LEFT, WALL, RIGHT, SCAR)}
+            for name, image in (("cine", cine), ("late", late))}
     assert min(mean["cine"][LEFT], mean["cine"][RIGHT]) > 1.5 * mean["cine"][WALL]
     assert mean["cine"][SCAR] < 0.7 * mean["cine"][LEFT]
     assert mean["late"][WALL] < 0.6 * mean["late"][LEFT]
@@ -220,12 +217,7 @@ def test_regions_and_ignore_label(tmp_path):
     folder = write_dataset(tmp_path, 5, 1, scar=True, regions=True, ignore_label=True, **SMALL)
     description = json.loads((folder / "dataset.json").read_text())
     assert description["labels"] == {
-        "background": 0,
-        "heart": [1, 2, 3, 4],
-        "left_heart": [1, 2, 4],
-        "scar": 4,
-        "left_ventricle": 1,
-        "ignore": 5,
+        "background": 0, "heart": [1, 2, 3, 4], "left_heart": [1, 2, 4], "scar": 4, "left_ventricle": 1, "ignore": 5,
     }
     assert description["regions_class_order"] == [3, 2, 4, 1]
     train = [sitk.GetArrayFromImage(sitk.ReadImage(path)) for path in sorted((folder / "labelsTr").iterdir())]

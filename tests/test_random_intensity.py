@@ -1,5 +1,6 @@
 """Random looks: of images alone, monotone unless inverted."""
 
+
 import pytest
 import torch
 

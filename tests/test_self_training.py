@@ -1,5 +1,6 @@
 """The teacher and its labels."""
 
+
 import network_tester as tester
 import numpy as np
 import pytest

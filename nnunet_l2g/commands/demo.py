@@ -21,27 +21,15 @@ DEFAULT_TRAINER = "nnUNetTrainerL2GNet_8epochs_50iterations"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """-o, --overwrite, --seed, --device, -tr."""
-    parser.add_argument(
-        "-o",
-        dest="folder",
-        type=Path,
-        default=Path("nnunet_l2g_demo"),
-        metavar="FOLDER",
-        help="where everything goes (default: ./nnunet_l2g_demo); finished steps in it are reused",
-    )
+    parser.add_argument("-o", dest="folder", type=Path, default=Path("nnunet_l2g_demo"), metavar="FOLDER",
+                        help="where everything goes (default: ./nnunet_l2g_demo); finished steps in it are reused")
     parser.add_argument("--overwrite", action="store_true", help="start afresh in a folder that an earlier demo made")
     parser.add_argument("--seed", type=int, default=0, help="of the phantom (default: 0)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU if torch sees one (default)"
-    )
-    parser.add_argument(
-        "-tr",
-        dest="trainer",
-        default=DEFAULT_TRAINER,
-        metavar="TRAINER",
-        help=f"any trainer nnU-Net finds (default: {DEFAULT_TRAINER}; "
-        "<trainer>_<N>epochs_<M>iterations exists for every trainer of nnunet_l2g)",
-    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="auto takes a CUDA GPU if torch sees one (default)")
+    parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, metavar="TRAINER",
+                        help=f"any trainer nnU-Net finds (default: {DEFAULT_TRAINER}; "
+                             "<trainer>_<N>epochs_<M>iterations exists for every trainer of nnunet_l2g)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,10 +66,8 @@ def run_steps(demo: Demo, steps: list[Step]) -> None:
         begin = time.monotonic()
         step.run(resume)
         if not step.result.exists():
-            raise UserError(
-                f"step {step.name} ended without an error, but {step.result} is missing; "
-                f"see the logs in {demo.path}, and run the demo with --overwrite"
-            )
+            raise UserError(f"step {step.name} ended without an error, but {step.result} is missing; "
+                            f"see the logs in {demo.path}, and run the demo with --overwrite")
         folder.finish(step.name, time.monotonic() - begin)
         print(f"      {time.monotonic() - begin:.0f} s", flush=True)
 
@@ -90,23 +76,16 @@ def interruption(steps: list[Step], finished: dict[str, float]) -> str:
     """What is done, what is not, and how to go on."""
     done = [step.name for step in steps if step.name in finished]
     missing = [step.name for step in steps if step.name not in finished]
-    return (
-        f"\nnnunet_l2g demo: interrupted; no process of it is left running.\n  done: {', '.join(done) or 'nothing'}\n"
-        f"  not done: {', '.join(missing)}\nTo go on, run the same command again (without --overwrite): "
-        "finished steps are kept, and training continues from its last checkpoint."
-    )
+    return (f"\nnnunet_l2g demo: interrupted; no process of it is left running.\n  done: {', '.join(done) or 'nothing'}\n"
+            f"  not done: {', '.join(missing)}\nTo go on, run the same command again (without --overwrite): "
+            "finished steps are kept, and training continues from its last checkpoint.")
 
 
 def closing(demo: Demo) -> str:
     """Where everything is, and the commands that were run."""
     setter = "set" if os.name == "nt" else "export"
     variables = nnunet_variables(demo.path).items()
-    lines = [
-        f"  folder   {demo.path}",
-        f"  picture  {demo.path / PICTURE}",
-        f"  summary  {demo.path / SUMMARY}",
-        f"  model    {demo.model}",
-        "To repeat it by hand:",
-    ]
+    lines = [f"  folder   {demo.path}", f"  picture  {demo.path / PICTURE}", f"  summary  {demo.path / SUMMARY}",
+             f"  model    {demo.model}", "To repeat it by hand:"]
     lines += [f"  {setter} {name}={value if os.name == 'nt' else shlex.quote(value)}" for name, value in variables]
     return "\n".join([*lines, *(f"  {shown_command(*command)}" for command in demo.commands().values())])

@@ -29,7 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", dest="output", type=Path, required=True, metavar="FOLDER", help="new, empty, or made by an earlier inspection"
     )
-    parser.add_argument("--domain", choices=("source", "target"), help="GLUA: which domain the image is of (default: source)")
+    parser.add_argument(
+        "--domain", choices=("source", "target"), help="GLUA: which domain the image is of (default: source)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
 
 

@@ -18,12 +18,11 @@ def nnunet_command(script: str, args: list[str]) -> list[str]:
     """argv that runs the console script `script` with `args`. UserError if this interpreter has no such script."""
     found = list(entry_points(group="console_scripts", name=script))
     if not found:
-        raise UserError(
-            f"nnU-Net's command {script} is not installed for {sys.executable}; run "
-            f"`{sys.executable} -m pip install nnunetv2`, or call nnunet_l2g from nnU-Net's environment"
-        )
+        raise UserError(f"nnU-Net's command {script} is not installed for {sys.executable}; run "
+                        f"`{sys.executable} -m pip install nnunetv2`, or call nnunet_l2g from nnU-Net's environment")
     function = found[0].attr.split(".")[0]
-    code = f"import sys; from {found[0].module} import {function}; sys.argv[0] = {script!r}; sys.exit({found[0].attr}())"
+    code = (f"import sys; from {found[0].module} import {function}; sys.argv[0] = {script!r}; "
+            f"sys.exit({found[0].attr}())")
     return [sys.executable, "-c", code, *args]
 
 
@@ -75,9 +74,8 @@ def choose_device(requested: str) -> str:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
-        raise UserError(
-            f"torch cannot be imported by {sys.executable}: {last}; repair the installation (`nnunet_l2g doctor` looks further)"
-        )
+        raise UserError(f"torch cannot be imported by {sys.executable}: {last}; repair the installation "
+                        "(`nnunet_l2g doctor` looks further)")
     available = answer.stdout.strip().endswith("True")
     if requested == "cuda" and not available:
         raise UserError("--device cuda: torch sees no CUDA device; use --device cpu, or install a CUDA build of torch")

@@ -25,15 +25,8 @@ class Interrupted(Exception):
 
 
 def run_child(
-    argv: list[str],
-    *,
-    what: str,
-    shown: str,
-    folder: Path,
-    environment: dict,
-    log: Path,
-    progress: Callable[[str], str | None],
-    advice: str = DEMO_ADVICE,
+    argv: list[str], *, what: str, shown: str, folder: Path, environment: dict, log: Path,
+    progress: Callable[[str], str | None], advice: str = DEMO_ADVICE,
 ) -> None:
     """Runs one `Child` to its end.
 
@@ -78,17 +71,8 @@ class Child:
     """
 
     def __init__(
-        self,
-        argv: list[str],
-        *,
-        what: str,
-        shown: str,
-        folder: Path,
-        environment: dict,
-        log: Path,
-        progress: Callable[[str], str | None],
-        prefix: str = "      ",
-        ignored: tuple[int, ...] = (),
+        self, argv: list[str], *, what: str, shown: str, folder: Path, environment: dict, log: Path,
+        progress: Callable[[str], str | None], prefix: str = "      ", ignored: tuple[int, ...] = (),
     ):
         self.what, self.shown, self.log, self.progress, self.prefix = what, shown, log, progress, prefix
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -101,14 +85,8 @@ class Child:
             else:
                 options = {}
             self.process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env=environment,
-                **_own_group(),
-                **options,
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment,
+                **_own_group(), **options,
             )
 
     def show(self) -> bool:
@@ -127,15 +105,10 @@ class Child:
         ending = f"exit status {status}"
         if status < 0:
             ending = f"ended by signal {-status}" + (", perhaps for lack of memory" if status == -9 else "")
-        return "\n".join(
-            [
-                f"{self.what} failed ({ending}).",
-                f"  command: {self.shown}",
-                f"  log: {self.log}",
-                "  its last lines:",
-                *(f"    {line}" for line in self.lines.last()),
-            ]
-        )
+        return "\n".join([
+            f"{self.what} failed ({ending}).", f"  command: {self.shown}", f"  log: {self.log}", "  its last lines:",
+            *(f"    {line}" for line in self.lines.last()),
+        ])
 
     def signal_group(self, number: int) -> None:
         """Sends a signal to the child and its workers (POSIX)."""

@@ -109,7 +109,9 @@ def generator_losses(
         "style": _l1(generator.styles["target"](images.st), images.style_t.detach())
         + _l1(generator.styles["source"](images.ts), images.style_s.detach()),
         "style_prior": images.style_s.float().square().mean() + images.style_t.float().square().mean(),
-        "adversarial": 0.5 * least_squares(made_st, 1.0) + 0.5 * least_squares(made_tt, 1.0) + least_squares(made_ts, 1.0),
+        "adversarial": 0.5 * least_squares(made_st, 1.0)
+        + 0.5 * least_squares(made_tt, 1.0)
+        + least_squares(made_ts, 1.0),
         "content_adversarial": least_squares(scores_s, 0.5) + least_squares(scores_t, 0.5),
         "structure": structure_loss(images.s, images.st) + structure_loss(images.t, images.ts),
     }
