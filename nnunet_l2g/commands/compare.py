@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from nnunet_l2g.autoload import VARIABLE, with_trainers
-from nnunet_l2g.comparison.slurm_options import add_arguments, slurm_options
+from nnunet_l2g.comparison.slurm_runs import add_arguments, slurm_options
 from nnunet_l2g.errors import UserError
 
 MOST_RUNS = 100
@@ -196,7 +196,7 @@ def train(args: argparse.Namespace, methods: list[list], folds: list[str], datas
         check_trainable(missing, folds, dataset)
         train_locally(missing_trainings(missing, folds, dataset, device, open_output(args.output)), here)
     else:
-        check_slurm(options)
+        check_slurm()
         check_trainable(missing, folds, dataset)
         output = open_output(args.output)
         device = "cuda" if options.gpus else "cpu"
