@@ -76,7 +76,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--shift", action="store_true", help="predict and score perturbed validation images too")
     add_arguments(parser)
     folders = parser.add_argument_group("or folders of predictions; the first is the baseline")
-    folders.add_argument("--predictions", nargs="+", metavar="NAME=FOLDER", help="two or more, the same cases in each")
+    folders.add_argument(
+        "--predictions",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="two names or more, the same cases in each folder; a name given again is another run",
+    )
     folders.add_argument(
         "--reference",
         type=Path,
@@ -103,8 +108,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     scores.add_argument(
         "--lesion-min-size", type=int, default=1, metavar="VOXELS", help="smaller ones are left out (default: 1)"
     )
-    scores.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap (default: 10000)")
-    scores.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("-np", dest="processes", type=int, metavar="N", help="scoring processes (default: cores, up to 8)")
     parser.add_argument(
         "-o",
@@ -226,9 +229,8 @@ def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None
         options_of(args),
         output / CACHE,
         processes=processes_of(args),
-        resamples=args.resamples,
-        seed=args.seed,
         command=shlex.join(["nnunet_l2g", *sys.argv[1:]]),
+        more_runs=more_runs(sys.argv[1:]) if args.dataset else "--predictions NAME=FOLDER1 NAME=FOLDER2 ...",
         cost=cost,
         shift=shift,
     )
@@ -240,8 +242,6 @@ def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None
 def check_numbers(args: argparse.Namespace) -> None:
     """UserError for a number out of its range."""
     for option, value, least in (
-        ("--resamples", args.resamples, 100),
-        ("--seed", args.seed, 0),
         ("--lesion-min-size", args.lesion_min_size, 1),
         ("-np", 1 if args.processes is None else args.processes, 1),
         ("--jobs", 1 if args.jobs is None else args.jobs, 1),
@@ -286,16 +286,24 @@ def check_fold_names(folds: list[str]) -> list[str]:
     return folds
 
 
+def more_runs(arguments: list[str]) -> str:
+    """The same command with three runs of each, trained where they are missing."""
+    kept, of_runs = [], False
+    for argument in arguments:
+        of_runs = argument == "--runs" or (of_runs and argument.isdigit())
+        if not of_runs and argument != "--train" and not argument.startswith("--runs="):
+            kept.append(argument)
+    return shlex.join(["nnunet_l2g", *kept, "--runs", "3", "--train"])
+
+
 def parse_predictions(texts: list[str]) -> list[tuple[str, Path]]:
-    """NAME=FOLDER each. UserError for another form, a name used twice, or fewer than two."""
+    """NAME=FOLDER each; a name used again is another run. UserError for another form, or fewer than two names."""
     named = []
     for text in texts:
         name, equals, folder = text.partition("=")
         if not (name and equals and folder):
             raise UserError(f"--predictions {text}: expected NAME=FOLDER")
-        if name in dict(named):
-            raise UserError(f"--predictions {text}: the name {name} is used twice; give each folder its own")
         named.append((name, Path(folder)))
-    if len(named) < 2:
-        raise UserError(f"--predictions {texts[0]}: nothing to compare it with; name at least two folders, the baseline first")
+    if len(dict(named)) < 2:
+        raise UserError(f"--predictions {texts[0]}: nothing to compare it with; use at least two names, the baseline first")
     return named

@@ -23,18 +23,20 @@ class Comparison:
 
     shown : the scores, by name
     shift : method, kind, strength, dice on perturbed images; None if not asked for
+    runs : of each pair of methods the mean of every run
+    more_runs : the command, or the option, that adds runs
     cost : method, parameters, seconds_per_epoch, epochs, and what was measured
     """
 
     inputs: Inputs
     options: Options
-    resamples: int
-    seed: int
     command: str
+    more_runs: str
     shown: dict[str, Score]
     cases: pd.DataFrame
     summary: pd.DataFrame
     paired: pd.DataFrame
+    runs: pd.DataFrame
     empty: pd.DataFrame
     lesion_sizes: pd.DataFrame
     cost: pd.DataFrame
@@ -59,9 +61,8 @@ def compare(
     cache: Path | None,
     *,
     processes: int,
-    resamples: int,
-    seed: int,
     command: str,
+    more_runs: str,
     cost: pd.DataFrame | None = None,
     shift: pd.DataFrame | None = None,
 ) -> Comparison:
@@ -69,17 +70,17 @@ def compare(
     scores = score_pairs(inputs.pairs(), inputs.labels, options, Cache(cache), processes)
     shown = {name: s for name, s in with_units(inputs.labels.pixels).items() if options.lesions or name not in LESION}
     cases = tables.case_table(inputs, scores)
-    paired = tables.paired_table(cases, shown, resamples, seed)
+    paired, runs = tables.paired_tables(cases, shown)
     return Comparison(
         inputs=inputs,
         options=options,
-        resamples=resamples,
-        seed=seed,
         command=command,
+        more_runs=more_runs,
         shown=shown,
         cases=cases,
         summary=tables.summary_table(cases, shown),
         paired=paired,
+        runs=runs,
         empty=tables.empty_table(cases),
         lesion_sizes=tables.lesion_size_table(inputs, scores),
         cost=cost_table(inputs) if cost is None else cost,

@@ -373,7 +373,7 @@ def trainer_names(data: bytes) -> None:
 WORDS = [
     "-d", "-tr", "-c", "-p", "-f", "-o", "-i", "-l", "-m", "-s", "-t", "-np", "-chk", "--train", "--measure", "--shift",
     "--predictions", "--reference", "--device", "cpu", "cuda", "--executor", "slurm", "local", "--slurm-gpus", "--slurm-time",
-    "--slurm-memory", "--slurm-cpus", "--slurm-partition", "--slurm-extra", "--seed", "--resamples", "--lesion-overlap",
+    "--slurm-memory", "--slurm-cpus", "--slurm-partition", "--slurm-extra", "--lesion-overlap",
     "--surface-tolerance", "--overwrite", "--shell", "--domain", "1", "0", "-1", "nan", "inf", "1e999", "9" * 5000, "a=b", "a=",
     "=b", "²", "all", "x", "", "\n", "../x", "Dataset001_X", "\ud800", "%s", "{}",
 ]  # fmt: skip
