@@ -84,18 +84,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     folders.add_argument(
         "--reference",
-        type=Path,
+        type=expanded,
         metavar="FOLDER",
         help="references, named as the predictions (with -d: default is nnU-Net's gt_segmentations)",
     )
-    folders.add_argument("--dataset-json", type=Path, metavar="FILE", help="default: the one beside predictions or references")
+    folders.add_argument(
+        "--dataset-json", type=expanded, metavar="FILE", help="default: the one beside predictions or references"
+    )
     scores = parser.add_argument_group("scores and statistics")
     scores.add_argument(
         "--surface-tolerance",
         type=float,
         default=2.0,
         metavar="MM",
-        help="of the normalised surface Dice (default: 2 mm; pixels for PNG)",
+        help="of the normalised surface Dice (default: 2 mm; pixels where the files have no spacing)",
     )
     scores.add_argument("--lesions", action="store_true", help="lesion-wise precision, recall and F1 too")
     scores.add_argument(
@@ -117,6 +119,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="of the report: new, empty, or made by an earlier comparison",
     )
+
+
+def expanded(text: str) -> Path:
+    """The path; bash leaves a ~ behind = as it is."""
+    return Path(text).expanduser()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,11 +150,9 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
     from nnunet_l2g.comparison.fairness import model_warnings
     from nnunet_l2g.comparison.measure import measure
     from nnunet_l2g.comparison.models import check_folds, choose_models, dataset_name
-    from nnunet_l2g.comparison.output import CACHE
     from nnunet_l2g.comparison.results import read_models
     from nnunet_l2g.comparison.shift import check_shift, shift_table
     from nnunet_l2g.demo.nnunet import choose_device
-    from nnunet_l2g.evaluation.cache import Cache
 
     folds = check_fold_names(args.folds)
     dataset = dataset_name(args.dataset)
@@ -165,8 +170,7 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
     if args.measure:
         cost = cost.join(pd.DataFrame(measure(first, [method.runs[0] for method in inputs.methods], dataset, device)))
     if args.shift:
-        cache = Cache(output / CACHE)
-        shift = shift_table(first, inputs, images, dataset, device, output, options_of(args), cache, processes_of(args))
+        shift = shift_table(first, inputs, images, dataset, device, output, options_of(args), processes_of(args))
     return finish(args, inputs, output, cost, shift)
 
 
@@ -220,14 +224,12 @@ def processes_of(args: argparse.Namespace) -> int:
 def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None) -> int:
     """Scores, prints and writes."""
     from nnunet_l2g.comparison.comparison import compare
-    from nnunet_l2g.comparison.output import CACHE
     from nnunet_l2g.comparison.report import write_report
     from nnunet_l2g.comparison.text import terminal
 
     comparison = compare(
         inputs,
         options_of(args),
-        output / CACHE,
         processes=processes_of(args),
         command=shlex.join(["nnunet_l2g", *sys.argv[1:]]),
         more_runs=more_runs(sys.argv[1:]) if args.dataset else "--predictions NAME=FOLDER1 NAME=FOLDER2 ...",
@@ -303,7 +305,7 @@ def parse_predictions(texts: list[str]) -> list[tuple[str, Path]]:
         name, equals, folder = text.partition("=")
         if not (name and equals and folder):
             raise UserError(f"--predictions {text}: expected NAME=FOLDER")
-        named.append((name, Path(folder)))
+        named.append((name, expanded(folder)))
     if len(dict(named)) < 2:
         raise UserError(f"--predictions {texts[0]}: nothing to compare it with; use at least two names, the baseline first")
     return named

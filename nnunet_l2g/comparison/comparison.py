@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 import pandas as pd
 
@@ -12,8 +11,7 @@ from nnunet_l2g import __version__
 from nnunet_l2g.comparison import tables
 from nnunet_l2g.comparison.fairness import dropped_warnings, score_warnings
 from nnunet_l2g.comparison.results import Inputs
-from nnunet_l2g.evaluation.cache import Cache
-from nnunet_l2g.evaluation.cases import Options, score_pairs
+from nnunet_l2g.evaluation.cases import Options, score_pairs, with_unit
 from nnunet_l2g.evaluation.names import LESION, Score, with_units
 
 
@@ -58,7 +56,6 @@ class Comparison:
 def compare(
     inputs: Inputs,
     options: Options,
-    cache: Path | None,
     *,
     processes: int,
     command: str,
@@ -67,7 +64,8 @@ def compare(
     shift: pd.DataFrame | None = None,
 ) -> Comparison:
     """Scores all cases and computes all tables. UserError for files that cannot be compared."""
-    scores = score_pairs(inputs.pairs(), inputs.labels, options, Cache(cache), processes)
+    inputs.labels, of_spacing = with_unit(inputs.labels, inputs.pairs())
+    scores, of_headers = score_pairs(inputs.pairs(), inputs.labels, options, processes)
     shown = {name: s for name, s in with_units(inputs.labels.pixels).items() if options.lesions or name not in LESION}
     cases = tables.case_table(inputs, scores)
     paired, runs = tables.paired_tables(cases, shown)
@@ -84,7 +82,7 @@ def compare(
         empty=tables.empty_table(cases),
         lesion_sizes=tables.lesion_size_table(inputs, scores),
         cost=cost_table(inputs) if cost is None else cost,
-        warnings=[*inputs.warnings, *score_warnings(inputs, scores), *dropped_warnings(paired)],
+        warnings=[*of_headers, *of_spacing, *inputs.warnings, *score_warnings(inputs, scores), *dropped_warnings(paired)],
         shift=shift,
         versions={"nnunet_l2g": __version__}
         | {name: version(name) for name in ("nnunetv2", "torch", "SimpleITK", "numpy", "scipy")},

@@ -15,7 +15,6 @@ from nnunet_l2g.comparison.training import LOGS, run_nnunet
 from nnunet_l2g.demo.files import write_json
 from nnunet_l2g.demo.progress import prediction_progress
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.cache import Cache
 from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
 from nnunet_l2g.evaluation.shifts import STRENGTHS, perturb
 from nnunet_l2g.untrusted.images import check_whole
@@ -67,7 +66,6 @@ def shift_table(
     device: str,
     output: Path,
     options: Options,
-    cache: Cache,
     processes: int,
 ) -> pd.DataFrame:
     """Columns method, kind, strength, dice: mean over structures of the mean over the validation cases of all folds.
@@ -94,7 +92,7 @@ def shift_table(
         for kind in STRENGTHS
         for level in range(len(STRENGTHS[kind]))
     ]
-    scores = score_pairs(pairs, inputs.labels, options, cache, processes)
+    scores, _ = score_pairs(pairs, inputs.labels, options, processes)
     rows = []
     for model in models:
         for kind, strengths in STRENGTHS.items():
