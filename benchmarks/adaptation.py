@@ -226,7 +226,6 @@ class Work:
 
     def score(self, predictions: Path) -> tuple[dict[str, float], dict[str, float]]:
         """Dice and HD95 by case, each the mean over structures."""
-        from nnunet_l2g.evaluation.cache import Cache
         from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
         from nnunet_l2g.evaluation.folders import references_for, segmentations
         from nnunet_l2g.evaluation.labels import read_labels
@@ -239,7 +238,7 @@ class Work:
         predicted = segmentations(predictions, ending)
         references = references_for(list(predicted), reference_folder, ending)
         pairs = [Pair("", case, references[case], predicted[case]) for case in predicted]
-        scores = score_pairs(pairs, labels, Options(), Cache(self.folder / "scores"), processes=1)
+        scores, _ = score_pairs(pairs, labels, Options())
         rows = {case: list(structures.values()) for (_, _, case), structures in scores.items()}
         mean = {key: {case: nan_mean([s[key] for s in row]) for case, row in rows.items()} for key in ("dice", "hd95")}
         return mean["dice"], mean["hd95"]

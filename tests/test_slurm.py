@@ -160,7 +160,7 @@ def test_slurm_trains_with_nnunet_through_a_preemption(cluster, planned, tmp_pat
     trainers = ["nnUNetTrainerL2GNet_6epochs_2iterations", "nnUNetTrainerL2GNetNoTransport_4epochs_2iterations"]
     variables = planned.environment | cluster.variables | {"nnUNet_results": str(tmp_path / "results")}
     output, jobs = str(tmp_path / "report"), ["--slurm-partition", "low", "--slurm-cpus", "1", "--slurm-time", "30"]
-    command = ["-d", "981", "-c", "3d_fullres", "-f", "0", "-tr", *trainers, "-o", output, "-np", "1", "--resamples", "100"]
+    command = ["-d", "981", "-c", "3d_fullres", "-f", "0", "-tr", *trainers, "-o", output, "-np", "1"]
     argv = [sys.executable, "-c", COMPARE, *command, "--train", "--device", "cpu", "--executor", "slurm", *jobs]
     folds = [tmp_path / "results" / PLAIN / f"{trainer}__nnUNetPlans__3d_fullres" / "fold_0" for trainer in trainers]
     logs = [tmp_path / "report" / "logs" / f"{fold.parent.name}_fold_0.log" for fold in folds]

@@ -20,10 +20,10 @@ from nnunet_l2g.comparison import predicting
 from nnunet_l2g.comparison.models import Model
 from nnunet_l2g.comparison.predicting import raw_images
 from nnunet_l2g.comparison.results import read_models
-from nnunet_l2g.comparison.without_method import OPTION, choose_methods, has_method, without_table
+from nnunet_l2g.comparison.tables import case_table
+from nnunet_l2g.comparison.without_method import OPTION, choose_methods, dice_without, has_method, lost_table
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.cache import Cache
-from nnunet_l2g.evaluation.cases import Options
+from nnunet_l2g.evaluation.cases import Options, score_pairs
 
 DATASET, CASES = "Dataset990_Tiny", ("a", "b", "c")
 
@@ -119,10 +119,12 @@ def test_the_dice_lost_is_that_of_nnunet_with_these_weights(folders, tmp_path, m
     chosen = choose_methods(methods, ["0"])
     assert chosen == [folders[:2]] and not has_method(folders[2], "0")
     images = raw_images(folders[:2], inputs, DATASET, OPTION)
-    arguments = (chosen, inputs, images, DATASET, "cpu", tmp_path / "report", Options())
-    table = without_table(*arguments, Cache(None), 1)
+    arguments = (chosen, inputs, images, DATASET, "cpu", tmp_path / "report")
+    options = Options()
+    scores, _ = score_pairs(inputs.pairs(), inputs.labels, options)
+    table = lost_table(case_table(inputs, scores), dice_without(*arguments, options, 1))
     assert len(calls) == 2 and not PlanNetwork.method_off
-    assert table["method"].unique() == ["nnUNetTrainerL2GNet"] and list(table["run"]) == [1, 1, 1, 2, 2, 2]
+    assert set(table["method"]) == {"nnUNetTrainerL2GNet"} and list(table["run"]) == [1, 1, 1, 2, 2, 2]
     predicted = tmp_path / "report" / "without_method" / "predictions" / folders[0].folder.name / "fold_0"
     truth = tmp_path / "preprocessed" / DATASET / "gt_segmentations"
     for number, structure in enumerate(("organ", "lesion"), 1):
@@ -139,7 +141,7 @@ def test_the_dice_lost_is_that_of_nnunet_with_these_weights(folders, tmp_path, m
         half = {3: 4.302653, 2: 12.706205}[len(difference)] * difference.std(ddof=1) / len(difference) ** 0.5
         assert (row["low"], row["high"]) == pytest.approx((row["lost"] - half, row["lost"] + half), rel=1e-4)
     assert table["lost"].abs().max() > 0.001
-    without_table(*arguments, Cache(None), 1)
+    dice_without(*arguments, options, 1)
     assert len(calls) == 2  # kept
 
     with pytest.raises(UserError, match="--without-method: nnUNetTrainer have nothing that could be left out"):

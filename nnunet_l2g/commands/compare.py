@@ -81,21 +81,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_arguments(parser)
     folders = parser.add_argument_group("or folders of predictions; the first is the baseline")
-    folders.add_argument("--predictions", nargs="+", metavar="NAME=FOLDER", help="two or more, the same cases in each")
+    folders.add_argument(
+        "--predictions",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="two names or more, the same cases in each folder; a name given again is another run",
+    )
     folders.add_argument(
         "--reference",
-        type=Path,
+        type=expanded,
         metavar="FOLDER",
         help="references, named as the predictions (with -d: default is nnU-Net's gt_segmentations)",
     )
-    folders.add_argument("--dataset-json", type=Path, metavar="FILE", help="default: the one beside predictions or references")
+    folders.add_argument(
+        "--dataset-json", type=expanded, metavar="FILE", help="default: the one beside predictions or references"
+    )
     scores = parser.add_argument_group("scores and statistics")
     scores.add_argument(
         "--surface-tolerance",
         type=float,
         default=2.0,
         metavar="MM",
-        help="of the normalised surface Dice (default: 2 mm; pixels for PNG)",
+        help="of the normalised surface Dice (default: 2 mm; pixels where the files have no spacing)",
     )
     scores.add_argument("--lesions", action="store_true", help="lesion-wise precision, recall and F1 too")
     scores.add_argument(
@@ -108,8 +115,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     scores.add_argument(
         "--lesion-min-size", type=int, default=1, metavar="VOXELS", help="smaller ones are left out (default: 1)"
     )
-    scores.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap (default: 10000)")
-    scores.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("-np", dest="processes", type=int, metavar="N", help="scoring processes (default: cores, up to 8)")
     parser.add_argument(
         "-o",
@@ -119,6 +124,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="of the report: new, empty, or made by an earlier comparison",
     )
+
+
+def expanded(text: str) -> Path:
+    """The path; bash leaves a ~ behind = as it is."""
+    return Path(text).expanduser()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -145,13 +155,11 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
     from nnunet_l2g.comparison.fairness import model_warnings
     from nnunet_l2g.comparison.measure import measure
     from nnunet_l2g.comparison.models import check_folds, choose_models, dataset_name
-    from nnunet_l2g.comparison.output import CACHE
     from nnunet_l2g.comparison.predicting import raw_images
     from nnunet_l2g.comparison.results import read_models
     from nnunet_l2g.comparison.shift import shift_table
-    from nnunet_l2g.comparison.without_method import OPTION, choose_methods, without_table
+    from nnunet_l2g.comparison.without_method import OPTION, choose_methods, dice_without
     from nnunet_l2g.demo.nnunet import choose_device
-    from nnunet_l2g.evaluation.cache import Cache
 
     folds = check_fold_names(args.folds)
     dataset = dataset_name(args.dataset)
@@ -168,13 +176,13 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
     raw = raw_images([model for runs in changed for model in runs], inputs, dataset, OPTION) if changed else {}
     output = open_output(args.output)
     cost, shift, without = cost_table(inputs), None, None
-    scoring = options_of(args), Cache(output / CACHE), processes_of(args)
+    scoring = options_of(args), processes_of(args)
     if args.measure:
         cost = cost.join(pd.DataFrame(measure(first, [method.runs[0] for method in inputs.methods], dataset, device)))
     if args.shift:
         shift = shift_table(first, inputs, images, dataset, device, output, *scoring)
     if args.without_method:
-        without = without_table(changed, inputs, raw, dataset, device, output, *scoring)
+        without = dice_without(changed, inputs, raw, dataset, device, output, *scoring)
     return finish(args, inputs, output, cost, shift, without)
 
 
@@ -228,18 +236,15 @@ def processes_of(args: argparse.Namespace) -> int:
 def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None, without=None) -> int:
     """Scores, prints and writes."""
     from nnunet_l2g.comparison.comparison import compare
-    from nnunet_l2g.comparison.output import CACHE
     from nnunet_l2g.comparison.report import write_report
     from nnunet_l2g.comparison.text import terminal
 
     comparison = compare(
         inputs,
         options_of(args),
-        output / CACHE,
         processes=processes_of(args),
-        resamples=args.resamples,
-        seed=args.seed,
         command=shlex.join(["nnunet_l2g", *sys.argv[1:]]),
+        more_runs=more_runs(sys.argv[1:]) if args.dataset else "--predictions NAME=FOLDER1 NAME=FOLDER2 ...",
         cost=cost,
         shift=shift,
         without=without,
@@ -252,8 +257,6 @@ def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None
 def check_numbers(args: argparse.Namespace) -> None:
     """UserError for a number out of its range."""
     for option, value, least in (
-        ("--resamples", args.resamples, 100),
-        ("--seed", args.seed, 0),
         ("--lesion-min-size", args.lesion_min_size, 1),
         ("-np", 1 if args.processes is None else args.processes, 1),
         ("--jobs", 1 if args.jobs is None else args.jobs, 1),
@@ -299,16 +302,24 @@ def check_fold_names(folds: list[str]) -> list[str]:
     return folds
 
 
+def more_runs(arguments: list[str]) -> str:
+    """The same command with three runs of each, trained where they are missing."""
+    kept, of_runs = [], False
+    for argument in arguments:
+        of_runs = argument == "--runs" or (of_runs and argument.isdigit())
+        if not of_runs and argument != "--train" and not argument.startswith("--runs="):
+            kept.append(argument)
+    return shlex.join(["nnunet_l2g", *kept, "--runs", "3", "--train"])
+
+
 def parse_predictions(texts: list[str]) -> list[tuple[str, Path]]:
-    """NAME=FOLDER each. UserError for another form, a name used twice, or fewer than two."""
+    """NAME=FOLDER each; a name used again is another run. UserError for another form, or fewer than two names."""
     named = []
     for text in texts:
         name, equals, folder = text.partition("=")
         if not (name and equals and folder):
             raise UserError(f"--predictions {text}: expected NAME=FOLDER")
-        if name in dict(named):
-            raise UserError(f"--predictions {text}: the name {name} is used twice; give each folder its own")
-        named.append((name, Path(folder)))
-    if len(named) < 2:
-        raise UserError(f"--predictions {texts[0]}: nothing to compare it with; name at least two folders, the baseline first")
+        named.append((name, expanded(folder)))
+    if len(dict(named)) < 2:
+        raise UserError(f"--predictions {texts[0]}: nothing to compare it with; use at least two names, the baseline first")
     return named

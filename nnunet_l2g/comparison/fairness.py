@@ -14,7 +14,7 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.folders import some
 from nnunet_l2g.untrusted.json_files import DAMAGE, read_json
 
-FEW_CASES = 6  # below, no two-sided Wilcoxon test can reach p < 0.05
+FEW_CASES = 6
 NOT_COMPARED = ("data_identifier", "architecture", "network_arch_class_name")  # the method's own business, or only a name
 
 
@@ -22,8 +22,23 @@ def model_warnings(models: list[Model], folds: list[str], runs: list[Run], datas
     """Differences of plans, epochs and splits, checkpoints newer than their validation, and folds that prove little.
 
     models, runs : of all methods, in one order
+
+    Raises
+    ------
+    UserError : runs of one method were trained with other plans or other numbers of epochs
     """
-    warnings = [*_plans(models), *_epochs(runs), *_stale(models, folds), *_splits(runs[0], dataset)]
+    first = []
+    for model, run in zip(models, runs, strict=True):
+        if model.run == 1:
+            first.append((model, run))
+        else:
+            _check_run(*first[-1], model, run)
+    warnings = [
+        *_plans([model for model, _ in first]),
+        *_epochs([run for _, run in first]),
+        *_stale(models, folds),
+        *_splits(runs[0], dataset),
+    ]
     if "all" in folds:
         warnings.append("Fold all validates on its own training cases: these scores say nothing about new images.")
     elif len(folds) < 5:
@@ -40,12 +55,23 @@ def score_warnings(inputs: Inputs, scores: dict[tuple[str, int, str], dict[str, 
     warnings = []
     if len(inputs.cases) < FEW_CASES:
         warnings.append(
-            f"{len(inputs.cases)} cases: a Wilcoxon signed-rank test needs at least {FEW_CASES} to reach p < 0.05, "
-            "and bootstrap intervals of so few are too narrow."
+            f"{len(inputs.cases)} case{'s' * (len(inputs.cases) > 1)} only: what holds for so few says little about others; "
+            "below two, there is no interval."
         )
+    numbers = {method.name: len(method.runs) for method in inputs.methods}
+    if len(set(numbers.values())) > 1:
+        shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
+        warnings.append(f"Unequal numbers of runs: {shown}. The method with fewer limits what can be seen.")
     for method in inputs.methods:
+        all_scores = []
         for number, run in enumerate(method.runs, 1):
             mine = {case: scores[method.name, number, case] for case in inputs.cases}
+            if mine in all_scores:
+                twin = method.runs[all_scores.index(mine)].name
+                warnings.append(
+                    f"{run.name} and {twin} have the same scores in every case: they may be copies of one training."
+                )
+            all_scores.append(mine)
             different = disagreements(run.summaries, mine, inputs.labels.structures)
             if different:
                 warnings.append(
@@ -80,6 +106,21 @@ def _plans(models: list[Model]) -> list[str]:
                 "The difference between them is not the method's alone."
             )
     return warnings
+
+
+def _check_run(first: Model, first_run: Run, model: Model, run: Run) -> None:
+    one, other = _resolved(first), _resolved(model)
+    differences = [
+        f"{key} {_short(one.get(key))} / {_short(other.get(key))}" for key in one | other if one.get(key) != other.get(key)
+    ]
+    epochs = [sorted(set(r.epochs.values())) for r in (first_run, run)]
+    if epochs[0] != epochs[1]:
+        differences.append(f"epochs {epochs[0]} / {epochs[1]}")
+    if differences:
+        raise UserError(
+            f"{model.folder} is no further run of {first.folder.name}: {'; '.join(differences)}. Runs differ in their random "
+            "numbers alone; train it again, or compare fewer runs"
+        )
 
 
 def _resolved(model: Model) -> dict:

@@ -117,16 +117,20 @@ def read_folders(predictions: list[tuple[str, Path]], reference: Path, dataset_j
 
     Parameters
     ----------
-    predictions : (name, folder), the baseline first
+    predictions : (name, folder), the baseline first; folders of one name are its runs
     dataset_json : None takes the one that nnU-Net put beside the predictions, or beside or above the references
 
     Raises
     ------
-    UserError : a folder is missing or empty, case lists differ, a case has no reference, no dataset.json
+    UserError : a folder is missing, empty or named twice, case lists differ, a case has no reference, no dataset.json
     """
+    seen: dict[Path, str] = {}
     for name, folder in predictions:
         if not folder.is_dir():
             raise UserError(f"--predictions {name}={folder}: no such folder")
+        if (place := folder.resolve()) in seen:
+            raise UserError(f"--predictions {name}={folder}: {seen[place]} names this folder too; each run has its own")
+        seen[place] = name
     if not reference.is_dir():
         raise UserError(f"--reference {reference}: no such folder")
     if dataset_json is None:
@@ -135,7 +139,11 @@ def read_folders(predictions: list[tuple[str, Path]], reference: Path, dataset_j
         if dataset_json is None:
             raise UserError(f"no dataset.json in {', '.join(str(place) for place in places)}; name it with --dataset-json")
     labels = read_labels(dataset_json)
-    methods = [Method(name, [Run(name, segmentations(folder, labels.file_ending))]) for name, folder in predictions]
+    methods = [Method(name, []) for name in dict.fromkeys(name for name, _ in predictions)]
+    for method in methods:
+        for number, folder in enumerate((folder for name, folder in predictions if name == method.name), 1):
+            shown = method.name if number == 1 else f"{method.name} run {number}"
+            method.runs.append(Run(shown, segmentations(folder, labels.file_ending)))
     check_same_cases([run for method in methods for run in method.runs])
     cases = list(methods[0].runs[0].predictions)
     references = references_for(cases, reference, labels.file_ending)

@@ -12,7 +12,6 @@ from nnunet_l2g.comparison.models import Model
 from nnunet_l2g.comparison.predicting import finish, is_current, predict_again, renew, stamp
 from nnunet_l2g.comparison.results import Inputs
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.cache import Cache
 from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
 from nnunet_l2g.evaluation.shifts import STRENGTHS, perturb
 from nnunet_l2g.untrusted.images import check_whole
@@ -29,7 +28,6 @@ def shift_table(
     device: str,
     output: Path,
     options: Options,
-    cache: Cache,
     processes: int,
 ) -> pd.DataFrame:
     """Columns method, kind, strength, dice: mean over structures of the mean over the validation cases of all folds.
@@ -57,7 +55,7 @@ def shift_table(
         for kind in STRENGTHS
         for level in range(len(STRENGTHS[kind]))
     ]
-    scores = score_pairs(pairs, inputs.labels, options, cache, processes)
+    scores, _ = score_pairs(pairs, inputs.labels, options, processes)
     rows = []
     for model in models:
         for kind, strengths in STRENGTHS.items():

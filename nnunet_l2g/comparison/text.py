@@ -1,17 +1,18 @@
-"""Tables as text: for the terminal and as Markdown."""
+"""The report in words: one model of its tables for page, Markdown and terminal, and the sentences around them."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from nnunet_l2g.comparison.comparison import Comparison
+from nnunet_l2g.comparison.statistics import FOLDS, MOST_RUNS
 from nnunet_l2g.comparison.tables import MEAN
 from nnunet_l2g.evaluation.shifts import STRENGTHS, TITLES
 
-TERMINAL = ("dice", "hd95", "nsd", "lesion_f1")  # the other scores are in the files
-PAIRED = ("difference [95 % CI]", "p (Holm)", "w/t/l", "n")
+MAIN = ("dice", "hd95", "nsd", "lesion_f1")  # the page folds the other scores away, the terminal leaves them out
 COST = {
     "epochs": ("epochs", 0),
     "parameters": ("parameters [million]", 2),
@@ -22,6 +23,33 @@ COST = {
 }
 
 
+@dataclass(frozen=True)
+class Table:
+    """head : above it; rows : of cells, the first row names the columns; main : whether it is shown at once"""
+
+    head: str
+    rows: list[list[str]]
+    main: bool = True
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Every table that has rows, in the report's order."""
+    several = any(len(method.runs) > 1 for method in comparison.inputs.methods)
+    found = []
+    for name, score in comparison.shown.items():
+        found.append(Table(score.label, score_rows(comparison, name), name in MAIN))
+        if several:
+            found.append(Table(f"{score.label}, run by run", run_rows(comparison, name), name == "dice"))
+    extra = {
+        "Empty structures": empty_rows(comparison),
+        "Lesion recall by size": lesion_rows(comparison),
+        "Perturbed images": shift_rows(comparison),
+        "Without the method": without_rows(comparison),
+        "Cost": cost_rows(comparison),
+    }
+    return [*found, *(Table(head, rows) for head, rows in extra.items() if rows)]
+
+
 def score_rows(comparison: Comparison, name: str) -> list[list[str]]:
     """Head and rows for one score: mean ± sd of each method, and for each but the first its paired difference.
 
@@ -30,24 +58,46 @@ def score_rows(comparison: Comparison, name: str) -> list[list[str]]:
     score, methods = comparison.shown[name], comparison.methods
     summary = comparison.summary[comparison.summary["score"] == name].set_index(["method", "structure"])
     paired = comparison.paired[comparison.paired["score"] == name].set_index(["method", "structure"])
+    known = bool(comparison.paired["p"].notna().any())
+    columns = list(_paired_cells(paired.iloc[0], score.digits, known))
 
     def mean(method: str, structure: str) -> str:
         values = summary.loc[(method, structure)]
         spread = "" if structure == MEAN else f" ± {number(values['sd'], score.digits)}"
         return number(values["mean"], score.digits) + spread
 
+    def cells(method: str, structure: str) -> list[str]:
+        if method == methods[0]:
+            return [""] * len(columns)
+        return list(_paired_cells(paired.loc[(method, structure)], score.digits, known).values())
+
     if len(methods) == 2:
-        rows = [[score.label, *methods, *PAIRED]]
+        rows = [[score.label, *methods, *columns]]
         for structure in comparison.rows:
-            cells = _paired_cells(paired.loc[(methods[1], structure)], score.digits)
-            rows.append([title(structure), *(mean(method, structure) for method in methods), *cells])
+            rows.append([title(structure), *(mean(method, structure) for method in methods), *cells(methods[1], structure)])
         return rows
-    rows = [[score.label, "method", "mean", *PAIRED]]
+    rows = [[score.label, "method", "mean", *columns]]
     for structure in comparison.rows:
         for method in methods:
-            first = method == methods[0]
-            cells = [""] * len(PAIRED) if first else _paired_cells(paired.loc[(method, structure)], score.digits)
-            rows.append([title(structure) if first else "", method, mean(method, structure), *cells])
+            first = title(structure) if method == methods[0] else ""
+            rows.append([first, method, mean(method, structure), *cells(method, structure)])
+    return rows
+
+
+def run_rows(comparison: Comparison, name: str) -> list[list[str]]:
+    """Head and rows for one score: the mean of every run, and the standard deviation between runs."""
+    score, methods = comparison.shown[name], comparison.methods
+    runs = comparison.runs[comparison.runs["score"] == name]
+    paired = comparison.paired[comparison.paired["score"] == name].set_index(["method", "structure"])
+    most = int(runs["run"].max())
+    rows = [[score.label, "method", *(f"run {run}" for run in range(1, most + 1)), "SD between runs"]]
+    for structure in comparison.rows:
+        for method in methods:
+            against = methods[1] if method == methods[0] else method  # the baseline's runs, on the cases of the first pair
+            means = runs[(runs["structure"] == structure) & (runs["method"] == against) & (runs["of"] == method)]["mean"]
+            spread = paired.loc[(against, structure)]["baseline_" * (method == methods[0]) + "sd_between_runs"]
+            cells = [number(value, score.digits) for value in means] + [""] * (most - len(means))
+            rows.append([title(structure) if method == methods[0] else "", method, *cells, number(spread, score.digits + 1)])
     return rows
 
 
@@ -70,7 +120,7 @@ def empty_rows(comparison: Comparison) -> list[list[str]]:
     rows = [["structure", "method", "absent in reference", "of these predicted", "missed altogether"]]
     for _, values in comparison.empty.iterrows():
         rows.append(
-            [title(values["structure"]), values["method"], *(str(values[name]) for name in ("absent", "invented", "missed"))]
+            [title(values["structure"]), values["method"], *(f"{values[name]:g}" for name in ("absent", "invented", "missed"))]
         )
     return rows if len(rows) > 1 else []
 
@@ -122,37 +172,12 @@ def without_rows(comparison: Comparison) -> list[list[str]]:
     return [*rows, *([method, "", "nothing to leave out", "", "", "", ""] for method in others)]
 
 
-def extra_rows(comparison: Comparison) -> dict[str, list[list[str]]]:
-    """All tables but the scores', by heading; only those that have rows."""
-    tables = {
-        "Empty structures": empty_rows(comparison),
-        "Lesion recall by size": lesion_rows(comparison),
-        "Perturbed images": shift_rows(comparison),
-        "Without the method": without_rows(comparison),
-        "Cost": cost_rows(comparison),
-    }
-    return {head: rows for head, rows in tables.items() if rows}
-
-
 def terminal(comparison: Comparison) -> str:
-    """The main scores, the cost and the warnings."""
-    parts = [_aligned(score_rows(comparison, name)) for name in TERMINAL if name in comparison.shown]
-    parts += [_aligned(rows) for rows in extra_rows(comparison).values()]
+    """What is compared, what was found, the main tables and the warnings."""
+    parts = [sentence(comparison), *findings(comparison)]
+    parts += [_aligned(table.rows) for table in tables(comparison) if table.main]
     parts += [f"WARNING: {text}" for text in comparison.warnings]
     return "\n\n".join(parts)
-
-
-def markdown(comparison: Comparison) -> str:
-    """The whole report for a paper's appendix; a test reads its tables."""
-    parts = [f"# {heading(comparison)}", "", sentence(comparison), ""]
-    if comparison.warnings:
-        parts += ["## Warnings", "", *(f"- {text}" for text in comparison.warnings), ""]
-    for name in comparison.shown:
-        parts += [f"## {comparison.shown[name].label}", "", markdown_table(score_rows(comparison, name)), ""]
-    for head, rows in extra_rows(comparison).items():
-        parts += [f"## {head}", "", markdown_table(rows), ""]
-    parts += ["## How", "", *(f"- {line}" for line in method_lines(comparison)), ""]
-    return "\n".join(parts)
 
 
 def heading(comparison: Comparison) -> str:
@@ -161,28 +186,81 @@ def heading(comparison: Comparison) -> str:
 
 
 def sentence(comparison: Comparison) -> str:
-    """What is compared, in one sentence."""
-    folds = comparison.inputs.folds
-    where = f"validation cases of fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}" if folds else "cases"
-    others, count = " and ".join(comparison.methods[1:]), len(comparison.inputs.cases)
-    return f"{others} compared with {comparison.methods[0]}, the baseline, on {count} {where}, paired by case."
+    """What is compared, in one sentence: runs, folds, cases."""
+    methods, folds = comparison.inputs.methods, comparison.inputs.folds
+    counts = [len(method.runs) for method in methods]
+    if len(set(counts)) == 1:
+        runs = f"{_count(counts[0], 'run')} of each"
+    else:
+        runs = " and ".join(f"{_count(n, 'run')} of {m.name}" for n, m in zip(counts, methods, strict=True))
+    where = f", validation cases of fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}" if folds else ""
+    others, cases = " and ".join(comparison.methods[1:]), len(comparison.inputs.cases)
+    return f"{others} compared with {methods[0].name}, the baseline: {runs}, {_count(cases, 'case')}{where}."
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """For each method what its runs say: the main difference, or why nothing can be said of the methods."""
+    row = comparison.rows[-1]  # MEAN, or the only structure
+    paired = comparison.paired[(comparison.paired["score"] == "dice") & (comparison.paired["structure"] == row)]
+    score = "Mean foreground Dice" if row == MEAN else f"Dice of {title(row)}"
+    return [_finding(values, score, comparison) for _, values in paired.iterrows()]
+
+
+def _finding(values: pd.Series, score: str, comparison: Comparison) -> str:
+    method, baseline, size = values["method"], values["baseline"], abs(values["difference"])
+    than = f"{size:.3f} {'higher' if values['difference'] > 0 else 'lower'} than"
+    spreads = {baseline: values["baseline_sd_between_runs"], method: values["sd_between_runs"]}
+    known = [f"{spread:.4f} for {name}" for name, spread in spreads.items() if not np.isnan(spread)]
+    spread = f" Standard deviation between runs: {' and '.join(known)}." if known else ""
+    if np.isnan(values["difference"]):
+        return f"{score}: no case has it in all runs of {method} and {baseline}."
+    if not np.isnan(values["p"]):
+        return (
+            f"{score} of {method} is {than} that of {baseline} (95 % interval {values['low']:+.3f} to {values['high']:+.3f}, "
+            f"{p_text(values['p'], 'p = ')}).{spread} These runs and cases would show a difference of "
+            f"{values['detectable']:.3f} with 80 % power.{_advice(values, comparison)}"
+        )
+    single = [name for name, runs in ((baseline, values["baseline_runs"]), (method, values["runs"])) if runs == 1]
+    if not single:  # one case
+        return f"{score} of {method} is {than} that of {baseline} in {_count(values['n'], 'case')}: too few for p and interval."
+    return (
+        f"{score} of {method} is {than} that of {baseline}. This holds for these two models and says nothing of the methods: "
+        f"two runs of one method differ too. With one run of {' and '.join(single)} and fewer than {FOLDS} folds there is no p "
+        f"and no interval.{spread} For more runs: `{comparison.more_runs}`"
+    )
+
+
+def _advice(values: pd.Series, comparison: Comparison) -> str:
+    needed, single = values["runs_needed"], min(values["runs"], values["baseline_runs"]) == 1
+    if single:
+        return (
+            f" How many runs would show the difference seen is not known from one run. For more runs: `{comparison.more_runs}`"
+        )
+    if np.isinf(needed):
+        return f" More cases, or more than {MOST_RUNS} runs of each, would be needed to show a difference of the size seen."
+    return "" if np.isnan(needed) else f" A difference of the size seen takes {needed:.0f} runs of each."
 
 
 def method_lines(comparison: Comparison) -> list[str]:
     """How the numbers were computed."""
     unit = "px" if comparison.inputs.labels.pixels else "mm"
     lines = [
-        'Cells are mean ± standard deviation over cases; the row "mean foreground" is the mean of the structures\' means.',
-        f"Difference: method minus baseline, mean over the n cases where both are defined; percentile bootstrap over cases, "
-        f'{comparison.resamples} resamples, seed {comparison.seed}. The row "mean foreground" averages, in each case, the '
-        "structures defined for both.",
-        "p: two-sided Wilcoxon signed-rank test, Holm's correction over the structures of one score; the row "
-        '"mean foreground" is one test and is not corrected. No correction over scores or methods.',
-        "w/t/l: cases won, tied, lost; n: cases.",
+        'Cells are mean ± standard deviation over cases, each case the mean of its runs; the row "mean foreground" is the mean '
+        "of the structures' means.",
+        'Difference: method minus baseline, over the n cases that are defined in every run of both; the row "mean '
+        'foreground" averages, in each case, the structures that are.',
+        "Interval and p: Student's t. The variance counts runs, cases and their interaction, and folds where there are "
+        f"{FOLDS} or more; degrees of freedom by Welch and Satterthwaite. One run and fewer than {FOLDS} folds: none. Holm's "
+        'correction over the structures of one score; the row "mean foreground" is one test and is not corrected. No '
+        "correction over scores or methods.",
+        "SD between runs: of mean scores, without what chance in the cases adds to it; 0 if that explains all. Detectable: the "
+        "difference that such runs and cases show with 80 % power. Runs needed: of each method, for the difference seen.",
+        "Folds share training data, and cases of one patient are not independent: intervals can be too narrow for either.",
+        "w/t/l: cases won, tied, lost by the means over runs; n: cases.",
         "Structure absent from reference and prediction: undefined, left out. Absent from one of them only: overlap and "
         "surface Dice 0, distances the image's diagonal.",
         "HD95: the larger of the two directed 95th percentiles; ASSD: mean over both surfaces; NSD: normalised surface Dice "
-        f"at a tolerance of {comparison.options.tolerance:g} {unit}.",
+        f"at a tolerance of {comparison.options.tolerance:g} {unit}, counting surface voxels.",
     ]
     if comparison.options.lesions:
         overlap = comparison.options.lesion_overlap
@@ -218,12 +296,6 @@ def method_lines(comparison: Comparison) -> list[str]:
     return [*lines, f"Command: `{comparison.command}`", f"Versions: {versions}"]
 
 
-def markdown_table(rows: list[list[str]]) -> str:
-    head, *body = [["\\|".join(cell.split("|")) for cell in row] for row in rows]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def title(structure: str) -> str:
     return "mean foreground" if structure == MEAN else structure.replace("_", " ")
 
@@ -235,17 +307,27 @@ def number(value: object, digits: int) -> str:
     return f"{value:.{digits}f}"
 
 
-def p_text(p: float) -> str:
-    if math.isnan(p):
+def p_text(p: float, sign: str = "") -> str:
+    if np.isnan(p):
         return "-"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return f"{sign.replace('=', '<') or '<'}0.001" if p < 0.001 else f"{sign}{p:.3f}"
 
 
-def _paired_cells(values: pd.Series, digits: int) -> list[str]:
-    interval = "" if math.isnan(values["low"]) else f" [{values['low']:+.{digits}f}, {values['high']:+.{digits}f}]"
-    difference = "-" if math.isnan(values["difference"]) else f"{values['difference']:+.{digits}f}{interval}"
-    record = f"{values['wins']}/{values['ties']}/{values['losses']}"
-    return [difference, p_text(values["p_holm"]), record, str(values["n"])]
+def _paired_cells(values: pd.Series, digits: int, known: bool) -> dict[str, str]:
+    """By column; what nobody can know of single runs has none."""
+    record = {"w/t/l": f"{values['wins']}/{values['ties']}/{values['losses']}", "n": str(values["n"])}
+    difference = "-" if np.isnan(values["difference"]) else f"{values['difference']:+.{digits}f}"
+    if not known:
+        return {"difference": difference} | record
+    interval = "" if np.isnan(values["low"]) else f" [{values['low']:+.{digits}f}, {values['high']:+.{digits}f}]"
+    needed = values["runs_needed"]
+    runs = "-" if np.isnan(needed) else f"> {MOST_RUNS}" if np.isinf(needed) else f"{needed:.0f}"
+    cells = {"difference [95 % CI]": difference + interval, "p (Holm)": p_text(values["p_holm"])}
+    return cells | {"detectable": number(values["detectable"], digits), "runs needed": runs} | record
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _aligned(rows: list[list[str]]) -> str:

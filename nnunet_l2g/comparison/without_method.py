@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from scipy import stats
 
 from nnunet_l2g.comparison.models import Model
 from nnunet_l2g.comparison.predicting import predict_again, write_links
 from nnunet_l2g.comparison.results import Inputs
 from nnunet_l2g.comparison.tables import MEAN
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.cache import Cache
 from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
 from nnunet_l2g.untrusted.checkpoints import load_safely
 
 FOLDER = "without_method"
 OFF = "from nnunet_l2g.architectures import PlanNetwork; PlanNetwork.method_off = True; "  # before nnU-Net builds the network
 OPTION = "--without-method"
+PLACE = ("method", "run", "case")
 
 
 def has_method(model: Model, fold: str) -> bool:
@@ -45,7 +46,7 @@ def choose_methods(methods: list[list[Model]], folds: list[str]) -> list[list[Mo
     return chosen
 
 
-def without_table(
+def dice_without(
     methods: list[list[Model]],
     inputs: Inputs,
     images: dict[str, list[Path]],
@@ -53,59 +54,47 @@ def without_table(
     device: str,
     output: Path,
     options: Options,
-    cache: Cache,
     processes: int,
 ) -> pd.DataFrame:
-    r"""What each trained network loses without its method, for each structure and their mean.
-
-    Columns method, run, structure, cases, dice, without, lost, low, high: the mean Dice over cases of the validation's
-    predictions, of those without the method, and their difference :math:`\bar d`, paired by case, with
-    :math:`\bar d \pm t_{0.975, n - 1} s_d / \sqrt n`, a statement about this trained network and new cases. Cases whose
-    Dice is undefined with or without the method (no such structure, none predicted) are left out.
+    """Columns method, run, case, structure, dice: of all runs of the chosen methods, predicted without the method.
 
     Raises UserError if nnU-Net fails, Interrupted on Ctrl-C.
     """
     fold_of, ending = inputs.runs[0].folds, inputs.labels.file_ending
-    names = {models[0].name: models for models in methods}
-    compared = [method for method in inputs.methods if method.name in names]
-    with_method, without = [], []
     for fold in inputs.folds:
         links = output / FOLDER / "images" / f"fold_{fold}"
         write_links({case: images[case] for case in inputs.cases if fold_of[case] == fold}, links, ending)
         for model in (model for models in methods for model in models):
             predict_again(model, fold, dataset, device, links, _predictions(output, model, fold), output, FOLDER, OFF)
-    for method in compared:
-        for number, (run, model) in enumerate(zip(method.runs, names[method.name], strict=True), 1):
-            for case, reference in inputs.references.items():
-                file = _predictions(output, model, fold_of[case]) / f"{case}{ending}"
-                with_method.append(Pair(method.name, case, reference, run.predictions[case], number))
-                without.append(Pair(method.name, case, reference, file, number))
-    scores = [score_pairs(pairs, inputs.labels, options, cache, processes) for pairs in (with_method, without)]
-    rows = []
-    for method in compared:
-        for number in range(1, len(method.runs) + 1):
-            on, off = (
-                pd.DataFrame({case: _dice(found[method.name, number, case]) for case in inputs.cases}).T for found in scores
-            )  # (cases, structures)
-            for structure in on:
-                rows.append((method.name, number, structure, *_lost(on[structure], off[structure])))
-    return pd.DataFrame(rows, columns=["method", "run", "structure", "cases", "dice", "without", "lost", "low", "high"])
+    pairs = [
+        Pair(models[0].name, case, reference, _predictions(output, model, fold_of[case]) / f"{case}{ending}", model.run)
+        for models in methods
+        for model in models
+        for case, reference in inputs.references.items()
+    ]
+    scores, _ = score_pairs(pairs, inputs.labels, options, processes)
+    rows = [(*place, structure, values["dice"]) for place, found in scores.items() for structure, values in found.items()]
+    return pd.DataFrame(rows, columns=[*PLACE, "structure", "dice"])
 
 
-def _dice(scores: dict[str, dict]) -> dict[str, float]:
-    values = {structure: found["dice"] for structure, found in scores.items()}
-    return values | ({MEAN: pd.Series(values, dtype=float).mean()} if len(values) > 1 else {})
+def lost_table(cases: pd.DataFrame, without: pd.DataFrame) -> pd.DataFrame:
+    r"""What each trained network loses without its method, for each structure and, with several, their mean.
 
+    Columns method, run, structure, cases, dice, without, lost, low, high: mean Dice over cases with and without the method, and
+    the difference :math:`\bar d`, paired by case, with :math:`\bar d \pm t_{0.975, n - 1} s_d / \sqrt n`, a statement about
+    this trained network and new cases. Cases whose Dice is undefined in one of the two are left out.
 
-def _lost(on: pd.Series, off: pd.Series) -> tuple:
-    from scipy import stats
-
-    both = on.notna() & off.notna()
-    on, off = on[both].astype(float), off[both].astype(float)
-    difference = on - off
-    half = stats.t.ppf(0.975, len(on) - 1) * difference.sem() if len(on) > 1 else float("nan")
-    lost = difference.mean()
-    return len(on), on.mean(), off.mean(), lost, lost - half, lost + half
+    cases, without : columns method, run, case, structure, dice
+    """
+    both = cases.merge(without, on=[*PLACE, "structure"], suffixes=("", "_off")).dropna(subset=["dice", "dice_off"])
+    if both["structure"].nunique() > 1:
+        means = both.groupby(list(PLACE), sort=False)[["dice", "dice_off"]].mean().reset_index().assign(structure=MEAN)
+        both = pd.concat([of_method for _, of_method in pd.concat([both, means]).groupby(["method", "run"], sort=False)])
+    both["lost"] = both["dice"] - both["dice_off"]
+    grouped = both.groupby(["method", "run", "structure"], sort=False)
+    table = grouped.agg(cases=("lost", "size"), dice=("dice", "mean"), without=("dice_off", "mean"), lost=("lost", "mean"))
+    half = stats.t.ppf(0.975, table["cases"] - 1) * grouped["lost"].sem()  # NaN for one case
+    return table.assign(low=table["lost"] - half, high=table["lost"] + half).reset_index()
 
 
 def _predictions(output: Path, model: Model, fold: str) -> Path:

@@ -109,21 +109,6 @@ def marker(data: bytes) -> None:
     assert keep.is_file() and precious().is_file()
 
 
-def cache(data: bytes) -> None:
-    from nnunet_l2g.evaluation.cache import Cache
-    from nnunet_l2g.evaluation.cases import Options, _is_scored
-    from nnunet_l2g.evaluation.labels import Labels
-    from nnunet_l2g.evaluation.names import SCORES
-
-    options = Options(lesions=True)
-    lists = {"lesion_sizes": [3], "lesion_detected": [True]}
-    good = {"organ": dict.fromkeys(SCORES, 1.0) | {"TP": 1, "FP": 0, "FN": 0} | lists}
-    write(place("cache", "key.json"), spoilt_json(Choices(data), good))
-    stored = Cache(FOLDER / "cache").get("key")
-    if stored is not None and _is_scored(stored, Labels((("organ", (1,)),), (0, 1), None, ".png", object), options):
-        assert all(value == value or value != value for value in (stored["organ"][name] + 0.0 for name in SCORES))
-
-
 def demo(data: bytes) -> None:
     """`demo`: the state of an earlier run, its scores, and nnU-Net's output lines."""
     from nnunet_l2g.demo.folder import MARKER, open_folder
@@ -203,40 +188,22 @@ def adapt_source(data: bytes) -> None:
 
 
 def adapt_target(data: bytes) -> None:
-    """`adapt`: dataset.json of the target, and the fingerprint of an earlier run."""
+    """`adapt`: dataset.json of the target."""
     from nnunet_l2g.adaptation.datasets import find_source, find_target
-    from nnunet_l2g.adaptation.fingerprint import file_entry, geometries, load_fingerprint
 
     choices = Choices(data)
     raw = planned() / "raw" / TARGET
     source = find_source("990", "nnUNetPlans", None)
-    target = find_target("991", source)
-    kind = choices.below(3)
-    if kind:
-        images = {case: {"images": [f"imagesTr/{case}_0000.nii.gz"]} for case in CASES}
-        write(raw / "dataset.json", spoilt_json(choices, DATASET_JSON | ({"dataset": images} if kind == 2 else {})))
-        try:
-            found = find_target("991", source)
-            assert all(Path(case).name == case for case in found.cases)
-        except UserError:
-            pass
-        finally:
-            write(raw / "dataset.json", json.dumps(DATASET_JSON).encode())
-        return
-    path = raw / "imagesTr" / "{}_0000.nii.gz"
-    keys = ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5")
-    good = {
-        "format": 1, "dataset_name": TARGET, "image_reader_writer": "SimpleITKIO", "median_relative_size_after_cropping": 1.0,
-        "foreground_intensity_properties_per_channel": {"0": dict.fromkeys(keys, 1.0)},
-        "cases": {
-            case: {"files": [file_entry(Path(str(path).format(case))) | {"digest": "0"}], "shape": [2, 3, 4],
-                   "spacing": [1.0, 1.0, 1.0], "direction": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}
-            for case in CASES
-        },
-    }  # fmt: skip
-    found = load_fingerprint(write(place("adapt", "fingerprint.json"), spoilt_json(choices, good)), source, target)
-    if found is not None:
-        assert len(geometries(found)) == len(CASES)
+    images = {case: {"images": [f"imagesTr/{case}_0000.nii.gz"]} for case in CASES}
+    good = DATASET_JSON | ({"dataset": images} if choices.below(2) else {})
+    write(raw / "dataset.json", spoilt_json(choices, good))
+    try:
+        found = find_target("991", source)
+        assert all(Path(case).name == case for case in found.cases)
+    except UserError:
+        pass
+    finally:
+        write(raw / "dataset.json", json.dumps(DATASET_JSON).encode())
 
 
 def adapted_plans(data: bytes) -> None:
@@ -371,8 +338,8 @@ def trainer_names(data: bytes) -> None:
 
 WORDS = [
     "-d", "-tr", "-c", "-p", "-f", "-o", "-i", "-l", "-m", "-s", "-t", "-np", "-chk", "--train", "--measure", "--shift",
-    "--runs", "--predictions", "--reference", "--device", "cpu", "cuda", "--executor", "slurm", "local", "--slurm-gpus", "--slurm-time",
-    "--slurm-memory", "--slurm-cpus", "--slurm-partition", "--slurm-extra", "--seed", "--resamples", "--lesion-overlap",
+    "--runs", "--predictions", "--reference", "--device", "cpu", "cuda", "--executor", "slurm", "local", "--slurm-gpus",
+    "--slurm-time", "--slurm-memory", "--slurm-cpus", "--slurm-partition", "--slurm-extra", "--lesion-overlap",
     "--surface-tolerance", "--overwrite", "--shell", "--domain", "1", "0", "-1", "nan", "inf", "1e999", "9" * 5000, "a=b", "a=",
     "=b", "²", "all", "x", "", "\n", "../x", "Dataset001_X", "\ud800", "%s", "{}",
 ]  # fmt: skip
@@ -482,7 +449,7 @@ def swapped(owner: object, name: str, value: object):
 TARGETS = {
     target.__name__: target
     for target in (
-        dataset_json, model_plans, compared_plans, planned_cases, summary, splits, marker, cache, demo, logs, adapt_source,
+        dataset_json, model_plans, compared_plans, planned_cases, summary, splits, marker, demo, logs, adapt_source,
         adapt_target, adapted_plans, checkpoint, stage, settings, trainer_names, arguments, slurm, images, properties, voxels,
     )
 }  # fmt: skip
