@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from nnunet_l2g.autoload import VARIABLE, with_trainers
-from nnunet_l2g.comparison.slurm_options import add_arguments, slurm_options
+from nnunet_l2g.comparison.slurm_runs import add_arguments, slurm_options
 from nnunet_l2g.errors import UserError
 
 MOST_RUNS = 100
@@ -66,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of --train on a CPU: J trainings side by side, of one thread each (default: one, of all cores)",
     )
     models.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of --train, --measure and --shift (default: auto)"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of --train and of all that predicts (default: auto)"
     )
     models.add_argument(
         "--measure",
@@ -74,6 +74,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="FLOPs of a patch, seconds of inference for one case, and on a GPU the memory of a training step",
     )
     models.add_argument("--shift", action="store_true", help="predict and score perturbed validation images too")
+    models.add_argument(
+        "--without-method",
+        action="store_true",
+        help="predict the validation cases again with the method left out of the trained networks: the Dice lost",
+    )
     add_arguments(parser)
     folders = parser.add_argument_group("or folders of predictions; the first is the baseline")
     folders.add_argument(
@@ -150,28 +155,35 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
     from nnunet_l2g.comparison.fairness import model_warnings
     from nnunet_l2g.comparison.measure import measure
     from nnunet_l2g.comparison.models import check_folds, choose_models, dataset_name
+    from nnunet_l2g.comparison.predicting import raw_images
     from nnunet_l2g.comparison.results import read_models
-    from nnunet_l2g.comparison.shift import check_shift, shift_table
+    from nnunet_l2g.comparison.shift import shift_table
+    from nnunet_l2g.comparison.without_method import OPTION, choose_methods, dice_without
     from nnunet_l2g.demo.nnunet import choose_device
 
     folds = check_fold_names(args.folds)
     dataset = dataset_name(args.dataset)
     methods = choose_models(dataset, args.trainers, args.plans, args.configurations, args.runs)
     models, first = [model for runs in methods for model in runs], [runs[0] for runs in methods]
-    device = choose_device(args.device) if args.measure or args.shift else "cpu"
+    device = choose_device(args.device) if args.measure or args.shift or args.without_method else "cpu"
     if args.train:
         train(args, methods, folds, dataset, open_output)
     check_folds(models, folds, dataset)
     inputs = read_models(methods, folds, dataset, args.reference)
     inputs.warnings = model_warnings(models, folds, inputs.runs, dataset)
-    images = check_shift(first, inputs, dataset) if args.shift else {}
+    images = raw_images(first, inputs, dataset, "--shift") if args.shift else {}
+    changed = choose_methods(methods, folds) if args.without_method else []
+    raw = raw_images([model for runs in changed for model in runs], inputs, dataset, OPTION) if changed else {}
     output = open_output(args.output)
-    cost, shift = cost_table(inputs), None
+    cost, shift, without = cost_table(inputs), None, None
+    scoring = options_of(args), processes_of(args)
     if args.measure:
         cost = cost.join(pd.DataFrame(measure(first, [method.runs[0] for method in inputs.methods], dataset, device)))
     if args.shift:
-        shift = shift_table(first, inputs, images, dataset, device, output, options_of(args), processes_of(args))
-    return finish(args, inputs, output, cost, shift)
+        shift = shift_table(first, inputs, images, dataset, device, output, *scoring)
+    if args.without_method:
+        without = dice_without(changed, inputs, raw, dataset, device, output, *scoring)
+    return finish(args, inputs, output, cost, shift, without)
 
 
 def train(args: argparse.Namespace, methods: list[list], folds: list[str], dataset: str, open_output) -> None:
@@ -192,7 +204,7 @@ def train(args: argparse.Namespace, methods: list[list], folds: list[str], datas
         check_trainable(missing, folds, dataset)
         train_locally(missing_trainings(missing, folds, dataset, device, open_output(args.output)), here)
     else:
-        check_slurm(options)
+        check_slurm()
         check_trainable(missing, folds, dataset)
         output = open_output(args.output)
         device = "cuda" if options.gpus else "cpu"
@@ -221,7 +233,7 @@ def processes_of(args: argparse.Namespace) -> int:
     return args.processes or min(available_cores(), 8)
 
 
-def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None) -> int:
+def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None, without=None) -> int:
     """Scores, prints and writes."""
     from nnunet_l2g.comparison.comparison import compare
     from nnunet_l2g.comparison.report import write_report
@@ -235,6 +247,7 @@ def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None
         more_runs=more_runs(sys.argv[1:]) if args.dataset else "--predictions NAME=FOLDER1 NAME=FOLDER2 ...",
         cost=cost,
         shift=shift,
+        without=without,
     )
     page = write_report(comparison, output)
     print(f"\n{terminal(comparison)}\n\nreport  {page}")
@@ -262,10 +275,11 @@ def check_numbers(args: argparse.Namespace) -> None:
 def check_mode(args: argparse.Namespace) -> None:
     """UserError unless either trainings or folders of predictions are named, with all that belongs to them."""
     if args.predictions:
-        if args.dataset or args.configurations or args.train or args.measure or args.shift or args.runs != [1]:
+        of_trainings = (args.train, args.measure, args.shift, args.without_method, args.runs != [1])
+        if args.dataset or args.configurations or any(of_trainings):
             raise UserError(
-                "--predictions and -d, -c, --runs, --train, --measure or --shift: compare either folders of predictions or "
-                "trainings"
+                "--predictions and -d, -c, --runs, --train, --measure, --shift or --without-method: compare either folders of "
+                "predictions or trainings"
             )
         if args.reference is None:
             raise UserError("--predictions needs --reference FOLDER, the segmentations to compare with")

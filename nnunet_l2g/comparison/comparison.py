@@ -11,6 +11,7 @@ from nnunet_l2g import __version__
 from nnunet_l2g.comparison import tables
 from nnunet_l2g.comparison.fairness import dropped_warnings, score_warnings
 from nnunet_l2g.comparison.results import Inputs
+from nnunet_l2g.comparison.without_method import lost_table
 from nnunet_l2g.evaluation.cases import Options, score_pairs, with_unit
 from nnunet_l2g.evaluation.names import LESION, Score, with_units
 
@@ -21,6 +22,7 @@ class Comparison:
 
     shown : the scores, by name
     shift : method, kind, strength, dice on perturbed images; None if not asked for
+    without : Dice lost without the method (without_method.py); None if not asked for
     runs : of each pair of methods the mean of every run
     more_runs : the command, or the option, that adds runs
     cost : method, parameters, seconds_per_epoch, epochs, and what was measured
@@ -40,6 +42,7 @@ class Comparison:
     cost: pd.DataFrame
     warnings: list[str]
     shift: pd.DataFrame | None = None
+    without: pd.DataFrame | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -62,8 +65,11 @@ def compare(
     more_runs: str,
     cost: pd.DataFrame | None = None,
     shift: pd.DataFrame | None = None,
+    without: pd.DataFrame | None = None,
 ) -> Comparison:
-    """Scores all cases and computes all tables. UserError for files that cannot be compared."""
+    """Scores all cases and computes all tables; `without` has the Dice without the method. UserError for files that cannot be
+    compared.
+    """
     inputs.labels, of_spacing = with_unit(inputs.labels, inputs.pairs())
     scores, of_headers = score_pairs(inputs.pairs(), inputs.labels, options, processes)
     shown = {name: s for name, s in with_units(inputs.labels.pixels).items() if options.lesions or name not in LESION}
@@ -84,6 +90,7 @@ def compare(
         cost=cost_table(inputs) if cost is None else cost,
         warnings=[*of_headers, *of_spacing, *inputs.warnings, *score_warnings(inputs, scores), *dropped_warnings(paired)],
         shift=shift,
+        without=None if without is None else lost_table(cases, without),
         versions={"nnunet_l2g": __version__}
         | {name: version(name) for name in ("nnunetv2", "torch", "SimpleITK", "numpy", "scipy")},
     )

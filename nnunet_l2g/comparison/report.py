@@ -21,8 +21,9 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     """Writes all files and returns the page's path."""
     for name, filename in TABLES.items():
         write_text(folder / filename, getattr(comparison, name).to_csv(index=False))
-    if comparison.shift is not None:
-        write_text(folder / "shift.csv", comparison.shift.to_csv(index=False))
+    for name in ("shift", "without"):
+        if (table := getattr(comparison, name)) is not None:
+            write_text(folder / f"{name}.csv", table.to_csv(index=False))
     write_json(folder / JSON, as_json(comparison))
     pictures = draw_all(comparison)
     (folder / PICTURES).mkdir(exist_ok=True)
@@ -60,6 +61,7 @@ def as_json(comparison: Comparison) -> dict:
             "empty": records(comparison.empty),
             "lesion_recall_by_size": records(comparison.lesion_sizes),
             "shift": None if comparison.shift is None else records(comparison.shift),
+            "without": None if comparison.without is None else records(comparison.without),
             "cost": records(comparison.cost),
             "cases": records(comparison.cases),
         }

@@ -44,6 +44,7 @@ def tables(comparison: Comparison) -> list[Table]:
         "Empty structures": empty_rows(comparison),
         "Lesion recall by size": lesion_rows(comparison),
         "Perturbed images": shift_rows(comparison),
+        "Without the method": without_rows(comparison),
         "Cost": cost_rows(comparison),
     }
     return [*found, *(Table(head, rows) for head, rows in extra.items() if rows)]
@@ -156,6 +157,19 @@ def shift_rows(comparison: Comparison) -> list[list[str]]:
         dice = group.set_index("method")["dice"]
         rows.append([kind, f"{strength:g}", *(number(dice[method], 3) for method in comparison.methods)])
     return rows
+
+
+def without_rows(comparison: Comparison) -> list[list[str]]:
+    """What each trained network loses without its method. No row if that was not asked for."""
+    if comparison.without is None:
+        return []
+    rows = [["Dice without the method", "run", "structure", "with", "without", "lost [95 %, over cases]", "cases"]]
+    for values in comparison.without.itertuples():
+        lost = f"{values.lost:+.3f} [{values.low:+.3f}, {values.high:+.3f}]"
+        dice = [number(values.dice, 3), number(values.without, 3)]
+        rows.append([values.method, str(values.run), title(values.structure), *dice, lost, str(values.cases)])
+    others = [method for method in comparison.methods if method not in set(comparison.without["method"])]
+    return [*rows, *([method, "", "nothing to leave out", "", "", "", ""] for method in others)]
 
 
 def terminal(comparison: Comparison) -> str:
@@ -272,6 +286,11 @@ def method_lines(comparison: Comparison) -> list[str]:
             "Perturbed images: each validation image changed, predicted again and scored; mean foreground Dice as above. "
             + "; ".join(f"{TITLES[kind]} {', '.join(f'{value:g}' for value in STRENGTHS[kind])}" for kind in STRENGTHS)
             + "."
+        )
+    if comparison.without is not None:
+        lines.append(
+            "Without the method: each trained network predicts the validation cases again with its encoder and decoder alone. "
+            "Difference with Student's t interval over cases, of this trained network; another training may differ."
         )
     versions = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
     return [*lines, f"Command: `{comparison.command}`", f"Versions: {versions}"]

@@ -160,7 +160,6 @@ def logs(data: bytes) -> None:
     answer = argparse.Namespace(returncode=0, stdout=text.decode("utf-8", "replace"), stderr="")
     with swapped(slurm_runs, "_ask", lambda *_: answer):
         assert all(len(row) == 3 for row in slurm_runs.job_states().values())
-        slurm_runs.submitted_for("1")
     logging = {"epoch_end_timestamps": [2.0, 3.0], "epoch_start_timestamps": [1.0, 2.0], "train_losses": [1.0, 0.5]}
     logging |= {"val_losses": [1.0, 0.5], "mean_fg_dice": [0.1, 0.2]}
     with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
@@ -339,8 +338,8 @@ def trainer_names(data: bytes) -> None:
 
 WORDS = [
     "-d", "-tr", "-c", "-p", "-f", "-o", "-i", "-l", "-m", "-s", "-t", "-np", "-chk", "--train", "--measure", "--shift",
-    "--predictions", "--reference", "--device", "cpu", "cuda", "--executor", "slurm", "local", "--slurm-gpus", "--slurm-time",
-    "--slurm-memory", "--slurm-cpus", "--slurm-partition", "--slurm-extra", "--lesion-overlap",
+    "--runs", "--predictions", "--reference", "--device", "cpu", "cuda", "--executor", "slurm", "local", "--slurm-gpus",
+    "--slurm-time", "--slurm-memory", "--slurm-cpus", "--slurm-partition", "--slurm-extra", "--lesion-overlap",
     "--surface-tolerance", "--overwrite", "--shell", "--domain", "1", "0", "-1", "nan", "inf", "1e999", "9" * 5000, "a=b", "a=",
     "=b", "²", "all", "x", "", "\n", "../x", "Dataset001_X", "\ud800", "%s", "{}",
 ]  # fmt: skip
@@ -351,7 +350,7 @@ def arguments(data: bytes) -> None:
     from nnunet_l2g import cli
     from nnunet_l2g.commands import compare
     from nnunet_l2g.comparison.models import choose_models, dataset_name
-    from nnunet_l2g.comparison.slurm_options import slurm_options
+    from nnunet_l2g.comparison.slurm_runs import slurm_options
 
     planned()
     choices = Choices(data)
@@ -367,7 +366,7 @@ def arguments(data: bytes) -> None:
                 compare.parse_predictions(args.predictions)
             else:
                 compare.check_fold_names(args.folds)
-                choose_models(dataset_name(args.dataset), args.trainers, args.plans, args.configurations)
+                choose_models(dataset_name(args.dataset), args.trainers, args.plans, args.configurations, args.runs)
         return 0
 
     module = importlib.import_module(f"nnunet_l2g.commands.{name}")
@@ -378,14 +377,14 @@ def arguments(data: bytes) -> None:
 
 def slurm(data: bytes) -> None:
     """Further options of sbatch: nothing that begins a line of its own, or that is ours to set."""
-    from nnunet_l2g.comparison.slurm_options import FIXED, OURS, _extra
+    from nnunet_l2g.comparison.slurm_runs import FIXED, _extra
 
     choices = Choices(data)
-    names = [*OURS, *FIXED, "account", "qos", "a-b", "", "--x", "A", "x\n#SBATCH"]
+    names = [*FIXED, "account", "qos", "a-b", "", "--x", "A", "x\n#SBATCH"]
     texts = [names[choices.below(len(names))] + ("=" if choices.below(2) else "") + choices.text() for _ in range(3)]
     with contextlib.suppress(UserError):
         for name, value in _extra(texts).items():
-            assert name not in (*OURS, *FIXED) and "\n" not in f"{name}{value}"
+            assert name not in FIXED and "\n" not in f"{name}{value}"
 
 
 def images(data: bytes) -> None:
