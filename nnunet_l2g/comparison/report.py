@@ -21,7 +21,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     """Writes all files and returns the page's path."""
     for name, filename in TABLES.items():
         write_text(folder / filename, getattr(comparison, name).to_csv(index=False))
-    for name in ("shift", "without"):
+    for name in ("shift", "without", "failures"):
         if (table := getattr(comparison, name)) is not None:
             write_text(folder / f"{name}.csv", table.to_csv(index=False))
     write_json(folder / JSON, as_json(comparison))
@@ -62,6 +62,7 @@ def as_json(comparison: Comparison) -> dict:
             "lesion_recall_by_size": records(comparison.lesion_sizes),
             "shift": None if comparison.shift is None else records(comparison.shift),
             "without": None if comparison.without is None else records(comparison.without),
+            "failures": None if comparison.failures is None else records(comparison.failures),
             "cost": records(comparison.cost),
             "cases": records(comparison.cases),
         }

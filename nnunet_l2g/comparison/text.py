@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 
 from nnunet_l2g.comparison.comparison import Comparison
+from nnunet_l2g.comparison.ensemble import area_under_risk_coverage
 from nnunet_l2g.comparison.statistics import FOLDS, MOST_RUNS
 from nnunet_l2g.comparison.tables import MEAN
 from nnunet_l2g.evaluation.shifts import STRENGTHS, TITLES
 
+WORST = 3  # cases of the ranking that are shown; failures.csv has all
 MAIN = ("dice", "hd95", "nsd", "lesion_f1")  # the page folds the other scores away, the terminal leaves them out
 COST = {
     "epochs": ("epochs", 0),
@@ -45,6 +47,7 @@ def tables(comparison: Comparison) -> list[Table]:
         "Lesion recall by size": lesion_rows(comparison),
         "Perturbed images": shift_rows(comparison),
         "Without the method": without_rows(comparison),
+        "Where runs disagree": failure_rows(comparison),
         "Cost": cost_rows(comparison),
     }
     return [*found, *(Table(head, rows) for head, rows in extra.items() if rows)]
@@ -151,11 +154,12 @@ def shift_rows(comparison: Comparison) -> list[list[str]]:
     row = comparison.rows[-1]  # MEAN, or the only structure
     summary = comparison.summary[(comparison.summary["score"] == "dice") & (comparison.summary["structure"] == row)]
     plain = summary.set_index("method")["mean"]
-    rows = [["perturbed images: Dice", "strength", *comparison.methods]]
-    rows.append(["none", "", *(number(plain[method], 3) for method in comparison.methods)])
+    methods = list(comparison.shift["method"].unique())
+    rows = [["perturbed images: Dice", "strength", *methods]]
+    rows.append(["none", "", *(number(plain[method], 3) for method in methods)])
     for (kind, strength), group in comparison.shift.groupby(["kind", "strength"], sort=False):
         dice = group.set_index("method")["dice"]
-        rows.append([kind, f"{strength:g}", *(number(dice[method], 3) for method in comparison.methods)])
+        rows.append([kind, f"{strength:g}", *(number(dice[method], 3) for method in methods)])
     return rows
 
 
@@ -168,8 +172,25 @@ def without_rows(comparison: Comparison) -> list[list[str]]:
         lost = f"{values.lost:+.3f} [{values.low:+.3f}, {values.high:+.3f}]"
         dice = [number(values.dice, 3), number(values.without, 3)]
         rows.append([values.method, str(values.run), title(values.structure), *dice, lost, str(values.cases)])
-    others = [method for method in comparison.methods if method not in set(comparison.without["method"])]
+    methods = [method.name for method in comparison.inputs.methods if not method.ensemble]
+    others = [method for method in methods if method not in set(comparison.without["method"])]
     return [*rows, *([method, "", "nothing to leave out", "", "", "", ""] for method in others)]
+
+
+def failure_rows(comparison: Comparison) -> list[list[str]]:
+    """How well the disagreement of runs ranks cases, and the first of the ranking. No row without ensembles."""
+    if comparison.failures is None:
+        return []
+    rows = [["method", "AURC", "best possible", "random order", "most disagreement: case (disagreement, Dice)"]]
+    for method, table in comparison.failures.groupby("method", sort=False):
+        scored = table.dropna()
+        risk, disagreement = 1 - scored["dice"].to_numpy(), scored["disagreement"].to_numpy()
+        areas = [area_under_risk_coverage(order, risk) for order in (disagreement, risk)] + [
+            risk.mean() if risk.size else np.nan
+        ]
+        worst = [f"{row.case} ({row.disagreement:.3f}, {number(row.dice, 3)})" for row in table.head(WORST).itertuples()]
+        rows.append([method, *(number(area, 4) for area in areas), "; ".join(worst)])
+    return rows
 
 
 def terminal(comparison: Comparison) -> str:
@@ -182,19 +203,20 @@ def terminal(comparison: Comparison) -> str:
 
 def heading(comparison: Comparison) -> str:
     """The methods against the baseline."""
-    return f"{' and '.join(comparison.methods[1:])} against {comparison.methods[0]}"
+    methods = [method.name for method in comparison.inputs.methods if not method.ensemble]
+    return f"{' and '.join(methods[1:])} against {methods[0]}"
 
 
 def sentence(comparison: Comparison) -> str:
     """What is compared, in one sentence: runs, folds, cases."""
-    methods, folds = comparison.inputs.methods, comparison.inputs.folds
+    methods, folds = [m for m in comparison.inputs.methods if not m.ensemble], comparison.inputs.folds
     counts = [len(method.runs) for method in methods]
     if len(set(counts)) == 1:
         runs = f"{_count(counts[0], 'run')} of each"
     else:
         runs = " and ".join(f"{_count(n, 'run')} of {m.name}" for n, m in zip(counts, methods, strict=True))
     where = f", validation cases of fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}" if folds else ""
-    others, cases = " and ".join(comparison.methods[1:]), len(comparison.inputs.cases)
+    others, cases = " and ".join(method.name for method in methods[1:]), len(comparison.inputs.cases)
     return f"{others} compared with {methods[0].name}, the baseline: {runs}, {_count(cases, 'case')}{where}."
 
 
@@ -203,7 +225,8 @@ def findings(comparison: Comparison) -> list[str]:
     row = comparison.rows[-1]  # MEAN, or the only structure
     paired = comparison.paired[(comparison.paired["score"] == "dice") & (comparison.paired["structure"] == row)]
     score = "Mean foreground Dice" if row == MEAN else f"Dice of {title(row)}"
-    return [_finding(values, score, comparison) for _, values in paired.iterrows()]
+    ensembles = {method.name for method in comparison.inputs.methods if method.ensemble}
+    return [_finding(values, score, comparison) for _, values in paired.iterrows() if values["method"] not in ensembles]
 
 
 def _finding(values: pd.Series, score: str, comparison: Comparison) -> str:
@@ -286,6 +309,13 @@ def method_lines(comparison: Comparison) -> list[str]:
             "Perturbed images: each validation image changed, predicted again and scored; mean foreground Dice as above. "
             + "; ".join(f"{TITLES[kind]} {', '.join(f'{value:g}' for value in STRENGTHS[kind])}" for kind in STRENGTHS)
             + "."
+        )
+    if comparison.failures is not None:
+        lines.append(
+            "Ensemble: mean of the runs' probabilities, or their majority vote; one ensemble is one run. Disagreement of a "
+            "case: 1 - mean Dice between pairs of runs. AURC: area under the risk-coverage curve, the mean of 1 - Dice over the "
+            "cases of least disagreement, averaged over their number. failures.csv ranks all cases; ensemble/*/disagreement has "
+            "maps of the percentage of runs that differ from the ensemble."
         )
     if comparison.without is not None:
         lines.append(
