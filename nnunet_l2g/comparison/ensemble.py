@@ -2,8 +2,9 @@
 
 Disagreement of a case: 1 - mean Dice between pairs of runs, over pairs and structures. It needs no reference, so that it can
 rank new cases. How well it finds failures is the area under the risk-coverage curve (AURC) of the risk 1 - Dice of the
-ensemble [1]_: the mean, over k = 1 to n, of the mean risk of the k cases with the least disagreement. Lower is better; the order by risk
-itself is the best possible, a random order has the mean risk. Pairwise Dice is the baseline that others hardly beat [2]_.
+ensemble [1]_: the mean, over k = 1 to n, of the mean risk of the k cases with the least disagreement. Lower is better; the
+order by risk itself is the best possible, a random order has the mean risk. Pairwise Dice is the baseline that others hardly
+beat [2]_.
 
 .. [1] Geifman, El-Yaniv: Selective classification for deep neural networks. NeurIPS 2017.
 .. [2] Zenk et al.: Comparative benchmarking of failure detection methods in medical image segmentation. Medical Image Analysis

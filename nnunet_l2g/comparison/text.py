@@ -313,9 +313,9 @@ def method_lines(comparison: Comparison) -> list[str]:
     if comparison.failures is not None:
         lines.append(
             "Ensemble: mean of the runs' probabilities, or their majority vote; one ensemble is one run. Disagreement of a "
-            "case: 1 - mean Dice between pairs of runs. AURC: area under the risk-coverage curve, the mean of 1 - Dice over the "
-            "cases of least disagreement, averaged over their number. failures.csv ranks all cases; ensemble/*/disagreement has "
-            "maps of the percentage of runs that differ from the ensemble."
+            "case: 1 - mean Dice between pairs of runs. AURC: area under the risk-coverage curve, the mean of 1 - Dice over "
+            "the cases of least disagreement, averaged over their number. failures.csv ranks all cases; "
+            "ensemble/*/disagreement has maps of the percentage of runs that differ from the ensemble."
         )
     if comparison.without is not None:
         lines.append(
