@@ -242,8 +242,8 @@ def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None
     """Scores, prints and writes."""
     from nnunet_l2g.comparison.comparison import compare
     from nnunet_l2g.comparison.ensemble import add_ensembles
+    from nnunet_l2g.comparison.page import terminal
     from nnunet_l2g.comparison.report import write_report
-    from nnunet_l2g.comparison.text import terminal
 
     disagreement = add_ensembles(inputs, output) if args.ensemble else None
     comparison = compare(

@@ -53,6 +53,11 @@ class Comparison:
         return [method.name for method in self.inputs.methods]
 
     @property
+    def trained(self) -> list[str]:
+        """The methods without ensembles of them."""
+        return [method.name for method in self.inputs.methods if not method.ensemble]
+
+    @property
     def rows(self) -> list[str]:
         """Structures, and MEAN if there are several."""
         names = self.inputs.labels.names

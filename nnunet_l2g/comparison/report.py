@@ -8,8 +8,9 @@ from pathlib import Path
 from nnunet_l2g.comparison.comparison import Comparison
 from nnunet_l2g.comparison.page import markdown, page
 from nnunet_l2g.comparison.plots import draw_all
+from nnunet_l2g.comparison.sentences import findings
 from nnunet_l2g.comparison.tables import plain, records
-from nnunet_l2g.comparison.text import findings, title
+from nnunet_l2g.comparison.text import title
 from nnunet_l2g.demo.files import write_json, write_text
 
 PAGE, MARKDOWN, JSON = "report.html", "report.md", "report.json"
