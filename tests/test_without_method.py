@@ -74,7 +74,7 @@ def folders(tmp_path, monkeypatch):
     models = []
     for trainer in ("nnUNetTrainerL2GNet", "nnUNetTrainerL2GNet_run2", "nnUNetTrainer"):
         path = write_model(tmp_path / "results" / DATASET, trainer, plans)
-        models.append(Model(trainer, trainer, plans["plans_name"], "2d", path))
+        models.append(Model(trainer, trainer, plans["plans_name"], "2d", path, 2 if "run2" in trainer else 1))
     shutil.copy(models[0].folder / "dataset.json", raw)
     weights = [torch.load(model.fold("0") / "checkpoint_final.pth", weights_only=False) for model in models]
     generator = torch.Generator().manual_seed(3)
