@@ -115,6 +115,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     scores.add_argument(
         "--lesion-min-size", type=int, default=1, metavar="VOXELS", help="smaller ones are left out (default: 1)"
     )
+    scores.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="the runs of each method together, as a method of its own, and where they disagree",
+    )
     parser.add_argument("-np", dest="processes", type=int, metavar="N", help="scoring processes (default: cores, up to 8)")
     parser.add_argument(
         "-o",
@@ -236,9 +241,11 @@ def processes_of(args: argparse.Namespace) -> int:
 def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None, without=None) -> int:
     """Scores, prints and writes."""
     from nnunet_l2g.comparison.comparison import compare
+    from nnunet_l2g.comparison.ensemble import add_ensembles
+    from nnunet_l2g.comparison.page import terminal
     from nnunet_l2g.comparison.report import write_report
-    from nnunet_l2g.comparison.text import terminal
 
+    disagreement = add_ensembles(inputs, output) if args.ensemble else None
     comparison = compare(
         inputs,
         options_of(args),
@@ -248,6 +255,7 @@ def finish(args: argparse.Namespace, inputs, output: Path, cost=None, shift=None
         cost=cost,
         shift=shift,
         without=without,
+        disagreement=disagreement,
     )
     page = write_report(comparison, output)
     print(f"\n{terminal(comparison)}\n\nreport  {page}")

@@ -9,6 +9,7 @@ import pandas as pd
 
 from nnunet_l2g import __version__
 from nnunet_l2g.comparison import tables
+from nnunet_l2g.comparison.ensemble import failure_table
 from nnunet_l2g.comparison.fairness import dropped_warnings, score_warnings
 from nnunet_l2g.comparison.results import Inputs
 from nnunet_l2g.comparison.without_method import lost_table
@@ -24,6 +25,7 @@ class Comparison:
     shift : method, kind, strength, dice on perturbed images; None if not asked for
     without : Dice lost without the method (without_method.py); None if not asked for
     runs : of each pair of methods the mean of every run
+    failures : method, case, disagreement of its runs, dice of their ensemble; None if not asked for
     more_runs : the command, or the option, that adds runs
     cost : method, parameters, seconds_per_epoch, epochs, and what was measured
     """
@@ -43,11 +45,17 @@ class Comparison:
     warnings: list[str]
     shift: pd.DataFrame | None = None
     without: pd.DataFrame | None = None
+    failures: pd.DataFrame | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
         return [method.name for method in self.inputs.methods]
+
+    @property
+    def trained(self) -> list[str]:
+        """The methods without ensembles of them."""
+        return [method.name for method in self.inputs.methods if not method.ensemble]
 
     @property
     def rows(self) -> list[str]:
@@ -66,6 +74,7 @@ def compare(
     cost: pd.DataFrame | None = None,
     shift: pd.DataFrame | None = None,
     without: pd.DataFrame | None = None,
+    disagreement: pd.DataFrame | None = None,
 ) -> Comparison:
     """Scores all cases and computes all tables; `without` has the Dice without the method. UserError for files that cannot be
     compared.
@@ -91,6 +100,7 @@ def compare(
         warnings=[*of_headers, *of_spacing, *inputs.warnings, *score_warnings(inputs, scores), *dropped_warnings(paired)],
         shift=shift,
         without=None if without is None else lost_table(cases, without),
+        failures=None if disagreement is None else failure_table(disagreement, cases),
         versions={"nnunet_l2g": __version__}
         | {name: version(name) for name in ("nnunetv2", "torch", "SimpleITK", "numpy", "scipy")},
     )
@@ -100,6 +110,8 @@ def cost_table(inputs: Inputs) -> pd.DataFrame:
     """What checkpoints and logs tell: method, epochs, parameters, seconds_per_epoch (median over runs and folds of medians)."""
     rows = []
     for method in inputs.methods:
+        if method.ensemble:
+            continue
         seconds = [curve.seconds_per_epoch for run in method.runs for curve in run.curves.values()]
         seconds = [value for value in seconds if value is not None]
         epochs = sorted({number for run in method.runs for number in run.epochs.values()})

@@ -58,7 +58,7 @@ def score_warnings(inputs: Inputs, scores: dict[tuple[str, int, str], dict[str, 
             f"{len(inputs.cases)} case{'s' * (len(inputs.cases) > 1)} only: what holds for so few says little about others; "
             "below two, there is no interval."
         )
-    numbers = {method.name: len(method.runs) for method in inputs.methods}
+    numbers = {method.name: len(method.runs) for method in inputs.methods if not method.ensemble}
     if len(set(numbers.values())) > 1:
         shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
         warnings.append(f"Unequal numbers of runs: {shown}. The method with fewer limits what can be seen.")

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else (styles inside, pictures as data), and as Markdown."""
+"""The report as one HTML page that needs nothing else (styles inside, pictures as data), as Markdown and on the terminal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import base64
 
 from jinja2 import Environment
 
-from nnunet_l2g.comparison import text
 from nnunet_l2g.comparison.comparison import Comparison
 from nnunet_l2g.comparison.plots import Picture
+from nnunet_l2g.comparison.sentences import findings, heading, method_lines, sentence
+from nnunet_l2g.comparison.text import tables
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ heading }}</title><meta name="viewport" content="width=device-width">
@@ -108,11 +109,26 @@ def _render(template: str, html: bool, comparison: Comparison, pictures: list[Pi
     environment = Environment(autoescape=html, trim_blocks=True, lstrip_blocks=True)
     environment.filters["base64"] = lambda picture: base64.b64encode(picture.png).decode()
     return environment.from_string(template).render(
-        heading=text.heading(comparison),
-        sentence=text.sentence(comparison),
-        findings=text.findings(comparison),
+        heading=heading(comparison),
+        sentence=sentence(comparison),
+        findings=findings(comparison),
         warnings=comparison.warnings,
-        tables=text.tables(comparison),
-        lines=text.method_lines(comparison),
+        tables=tables(comparison),
+        lines=method_lines(comparison),
         pictures=pictures,
+    )
+
+
+def terminal(comparison: Comparison) -> str:
+    """What is compared, what was found, the main tables and the warnings."""
+    parts = [sentence(comparison), *findings(comparison)]
+    parts += [_aligned(table.rows) for table in tables(comparison) if table.main]
+    parts += [f"WARNING: {text}" for text in comparison.warnings]
+    return "\n\n".join(parts)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows
     )

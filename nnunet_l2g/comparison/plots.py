@@ -161,7 +161,7 @@ def draw_shift(comparison: Comparison) -> Picture | None:
     plain = summary.set_index("method")["mean"]
     figure, axes = _figure(1, len(STRENGTHS), (2.6 * len(STRENGTHS), 3.4), sharey=True)
     for panel, (kind, strengths) in zip(axes.flat, STRENGTHS.items(), strict=True):
-        for index, method in enumerate(comparison.methods):
+        for index, method in enumerate(comparison.shift["method"].unique()):
             colour, marker = colour_and_marker(index)
             table = comparison.shift[(comparison.shift["kind"] == kind) & (comparison.shift["method"] == method)]
             dice = [plain[method], *table["dice"]]
@@ -241,7 +241,7 @@ def draw_cost(comparison: Comparison) -> Picture | None:
     runs = comparison.runs[(comparison.runs["score"] == "dice") & (comparison.runs["structure"] == row)]
     figure, axes = _figure(1, len(known), (3.6 * len(known) + 0.6, 3.6), sharey=True)
     for panel, name in zip(axes.flat, known, strict=True):
-        for index, method in enumerate(comparison.methods):
+        for index, method in enumerate(cost.index):
             colour, marker = colour_and_marker(index)
             value = cost.loc[method, name] / (1e6 if name == "parameters" else 1)
             panel.plot(value, quality[method], marker, color=colour, markersize=9, linestyle="none", label=method)

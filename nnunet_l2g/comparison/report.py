@@ -8,8 +8,9 @@ from pathlib import Path
 from nnunet_l2g.comparison.comparison import Comparison
 from nnunet_l2g.comparison.page import markdown, page
 from nnunet_l2g.comparison.plots import draw_all
+from nnunet_l2g.comparison.sentences import findings
 from nnunet_l2g.comparison.tables import plain, records
-from nnunet_l2g.comparison.text import findings, title
+from nnunet_l2g.comparison.text import title
 from nnunet_l2g.demo.files import write_json, write_text
 
 PAGE, MARKDOWN, JSON = "report.html", "report.md", "report.json"
@@ -21,7 +22,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     """Writes all files and returns the page's path."""
     for name, filename in TABLES.items():
         write_text(folder / filename, getattr(comparison, name).to_csv(index=False))
-    for name in ("shift", "without"):
+    for name in ("shift", "without", "failures"):
         if (table := getattr(comparison, name)) is not None:
             write_text(folder / f"{name}.csv", table.to_csv(index=False))
     write_json(folder / JSON, as_json(comparison))
@@ -62,6 +63,7 @@ def as_json(comparison: Comparison) -> dict:
             "lesion_recall_by_size": records(comparison.lesion_sizes),
             "shift": None if comparison.shift is None else records(comparison.shift),
             "without": None if comparison.without is None else records(comparison.without),
+            "failures": None if comparison.failures is None else records(comparison.failures),
             "cost": records(comparison.cost),
             "cases": records(comparison.cases),
         }

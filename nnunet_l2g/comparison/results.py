@@ -41,10 +41,14 @@ class Run:
 
 @dataclass
 class Method:
-    """One side of the comparison: a name, and the runs that show what it does. Run 1 is the first."""
+    """One side of the comparison: a name, and the runs that show what it does. Run 1 is the first.
+
+    ensemble : whether its one run is made of another method's
+    """
 
     name: str
     runs: list[Run]
+    ensemble: bool = False
 
 
 @dataclass

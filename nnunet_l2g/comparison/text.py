@@ -1,4 +1,4 @@
-"""The report in words: one model of its tables for page, Markdown and terminal, and the sentences around them."""
+"""The report's tables as text: one model of them for page, Markdown and terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from nnunet_l2g.comparison.comparison import Comparison
-from nnunet_l2g.comparison.statistics import FOLDS, MOST_RUNS
+from nnunet_l2g.comparison.ensemble import area_under_risk_coverage
+from nnunet_l2g.comparison.statistics import MOST_RUNS
 from nnunet_l2g.comparison.tables import MEAN
-from nnunet_l2g.evaluation.shifts import STRENGTHS, TITLES
 
+WORST = 3  # cases of the ranking that are shown; failures.csv has all
 MAIN = ("dice", "hd95", "nsd", "lesion_f1")  # the page folds the other scores away, the terminal leaves them out
 COST = {
     "epochs": ("epochs", 0),
@@ -45,6 +46,7 @@ def tables(comparison: Comparison) -> list[Table]:
         "Lesion recall by size": lesion_rows(comparison),
         "Perturbed images": shift_rows(comparison),
         "Without the method": without_rows(comparison),
+        "Where runs disagree": failure_rows(comparison),
         "Cost": cost_rows(comparison),
     }
     return [*found, *(Table(head, rows) for head, rows in extra.items() if rows)]
@@ -151,11 +153,12 @@ def shift_rows(comparison: Comparison) -> list[list[str]]:
     row = comparison.rows[-1]  # MEAN, or the only structure
     summary = comparison.summary[(comparison.summary["score"] == "dice") & (comparison.summary["structure"] == row)]
     plain = summary.set_index("method")["mean"]
-    rows = [["perturbed images: Dice", "strength", *comparison.methods]]
-    rows.append(["none", "", *(number(plain[method], 3) for method in comparison.methods)])
+    methods = list(comparison.shift["method"].unique())
+    rows = [["perturbed images: Dice", "strength", *methods]]
+    rows.append(["none", "", *(number(plain[method], 3) for method in methods)])
     for (kind, strength), group in comparison.shift.groupby(["kind", "strength"], sort=False):
         dice = group.set_index("method")["dice"]
-        rows.append([kind, f"{strength:g}", *(number(dice[method], 3) for method in comparison.methods)])
+        rows.append([kind, f"{strength:g}", *(number(dice[method], 3) for method in methods)])
     return rows
 
 
@@ -168,132 +171,24 @@ def without_rows(comparison: Comparison) -> list[list[str]]:
         lost = f"{values.lost:+.3f} [{values.low:+.3f}, {values.high:+.3f}]"
         dice = [number(values.dice, 3), number(values.without, 3)]
         rows.append([values.method, str(values.run), title(values.structure), *dice, lost, str(values.cases)])
-    others = [method for method in comparison.methods if method not in set(comparison.without["method"])]
+    others = [method for method in comparison.trained if method not in set(comparison.without["method"])]
     return [*rows, *([method, "", "nothing to leave out", "", "", "", ""] for method in others)]
 
 
-def terminal(comparison: Comparison) -> str:
-    """What is compared, what was found, the main tables and the warnings."""
-    parts = [sentence(comparison), *findings(comparison)]
-    parts += [_aligned(table.rows) for table in tables(comparison) if table.main]
-    parts += [f"WARNING: {text}" for text in comparison.warnings]
-    return "\n\n".join(parts)
-
-
-def heading(comparison: Comparison) -> str:
-    """The methods against the baseline."""
-    return f"{' and '.join(comparison.methods[1:])} against {comparison.methods[0]}"
-
-
-def sentence(comparison: Comparison) -> str:
-    """What is compared, in one sentence: runs, folds, cases."""
-    methods, folds = comparison.inputs.methods, comparison.inputs.folds
-    counts = [len(method.runs) for method in methods]
-    if len(set(counts)) == 1:
-        runs = f"{_count(counts[0], 'run')} of each"
-    else:
-        runs = " and ".join(f"{_count(n, 'run')} of {m.name}" for n, m in zip(counts, methods, strict=True))
-    where = f", validation cases of fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}" if folds else ""
-    others, cases = " and ".join(comparison.methods[1:]), len(comparison.inputs.cases)
-    return f"{others} compared with {methods[0].name}, the baseline: {runs}, {_count(cases, 'case')}{where}."
-
-
-def findings(comparison: Comparison) -> list[str]:
-    """For each method what its runs say: the main difference, or why nothing can be said of the methods."""
-    row = comparison.rows[-1]  # MEAN, or the only structure
-    paired = comparison.paired[(comparison.paired["score"] == "dice") & (comparison.paired["structure"] == row)]
-    score = "Mean foreground Dice" if row == MEAN else f"Dice of {title(row)}"
-    return [_finding(values, score, comparison) for _, values in paired.iterrows()]
-
-
-def _finding(values: pd.Series, score: str, comparison: Comparison) -> str:
-    method, baseline, size = values["method"], values["baseline"], abs(values["difference"])
-    than = f"{size:.3f} {'higher' if values['difference'] > 0 else 'lower'} than"
-    spreads = {baseline: values["baseline_sd_between_runs"], method: values["sd_between_runs"]}
-    known = [f"{spread:.4f} for {name}" for name, spread in spreads.items() if not np.isnan(spread)]
-    spread = f" Standard deviation between runs: {' and '.join(known)}." if known else ""
-    if np.isnan(values["difference"]):
-        return f"{score}: no case has it in all runs of {method} and {baseline}."
-    if not np.isnan(values["p"]):
-        return (
-            f"{score} of {method} is {than} that of {baseline} (95 % interval {values['low']:+.3f} to {values['high']:+.3f}, "
-            f"{p_text(values['p'], 'p = ')}).{spread} These runs and cases would show a difference of "
-            f"{values['detectable']:.3f} with 80 % power.{_advice(values, comparison)}"
-        )
-    single = [name for name, runs in ((baseline, values["baseline_runs"]), (method, values["runs"])) if runs == 1]
-    if not single:  # one case
-        return f"{score} of {method} is {than} that of {baseline} in {_count(values['n'], 'case')}: too few for p and interval."
-    return (
-        f"{score} of {method} is {than} that of {baseline}. This holds for these two models and says nothing of the methods: "
-        f"two runs of one method differ too. With one run of {' and '.join(single)} and fewer than {FOLDS} folds there is no p "
-        f"and no interval.{spread} For more runs: `{comparison.more_runs}`"
-    )
-
-
-def _advice(values: pd.Series, comparison: Comparison) -> str:
-    needed, single = values["runs_needed"], min(values["runs"], values["baseline_runs"]) == 1
-    if single:
-        return (
-            f" How many runs would show the difference seen is not known from one run. For more runs: `{comparison.more_runs}`"
-        )
-    if np.isinf(needed):
-        return f" More cases, or more than {MOST_RUNS} runs of each, would be needed to show a difference of the size seen."
-    return "" if np.isnan(needed) else f" A difference of the size seen takes {needed:.0f} runs of each."
-
-
-def method_lines(comparison: Comparison) -> list[str]:
-    """How the numbers were computed."""
-    unit = "px" if comparison.inputs.labels.pixels else "mm"
-    lines = [
-        'Cells are mean ± standard deviation over cases, each case the mean of its runs; the row "mean foreground" is the mean '
-        "of the structures' means.",
-        'Difference: method minus baseline, over the n cases that are defined in every run of both; the row "mean '
-        'foreground" averages, in each case, the structures that are.',
-        "Interval and p: Student's t. The variance counts runs, cases and their interaction, and folds where there are "
-        f"{FOLDS} or more; degrees of freedom by Welch and Satterthwaite. One run and fewer than {FOLDS} folds: none. Holm's "
-        'correction over the structures of one score; the row "mean foreground" is one test and is not corrected. No '
-        "correction over scores or methods.",
-        "SD between runs: of mean scores, without what chance in the cases adds to it; 0 if that explains all. Detectable: the "
-        "difference that such runs and cases show with 80 % power. Runs needed: of each method, for the difference seen.",
-        "Folds share training data, and cases of one patient are not independent: intervals can be too narrow for either.",
-        "w/t/l: cases won, tied, lost by the means over runs; n: cases.",
-        "Structure absent from reference and prediction: undefined, left out. Absent from one of them only: overlap and "
-        "surface Dice 0, distances the image's diagonal.",
-        "HD95: the larger of the two directed 95th percentiles; ASSD: mean over both surfaces; NSD: normalised surface Dice "
-        f"at a tolerance of {comparison.options.tolerance:g} {unit}, counting surface voxels.",
-    ]
-    if comparison.options.lesions:
-        overlap = comparison.options.lesion_overlap
-        lines.append(
-            "Lesions: connected components, corners connect; a lesion is detected if one predicted component shares "
-            f"{f'at least {overlap:g} of it' if overlap else 'a voxel'} with it; a predicted component is right if it shares a "
-            f"voxel with a lesion; components below {comparison.options.lesion_min_size} voxels are left out."
-        )
-    if comparison.inputs.labels.ignore is not None:
-        lines.append(f"Voxels with the ignore label ({comparison.inputs.labels.ignore}) are left out everywhere.")
-    if "parameters" in comparison.cost and comparison.cost["parameters"].notna().any():
-        lines.append(
-            "Parameters: all floating-point numbers in the network's state, buffers included. Seconds per epoch: median over "
-            "epochs, on whatever machine each training ran; compare them only if it was the same one."
-        )
-    if "gflops" in comparison.cost:
-        lines.append(
-            "Measured: FLOPs of one forward of a patch (a multiply-add counts two); inference: sliding window over one case "
-            "with the checkpoint's mirroring, without reading and resampling; memory: the allocator's peak in a training step."
-        )
-    if comparison.shift is not None:
-        lines.append(
-            "Perturbed images: each validation image changed, predicted again and scored; mean foreground Dice as above. "
-            + "; ".join(f"{TITLES[kind]} {', '.join(f'{value:g}' for value in STRENGTHS[kind])}" for kind in STRENGTHS)
-            + "."
-        )
-    if comparison.without is not None:
-        lines.append(
-            "Without the method: each trained network predicts the validation cases again with its encoder and decoder alone. "
-            "Difference with Student's t interval over cases, of this trained network; another training may differ."
-        )
-    versions = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
-    return [*lines, f"Command: `{comparison.command}`", f"Versions: {versions}"]
+def failure_rows(comparison: Comparison) -> list[list[str]]:
+    """How well the disagreement of runs ranks cases, and the first of the ranking. No row without ensembles."""
+    if comparison.failures is None:
+        return []
+    rows = [["method", "AURC", "best possible", "random order", "most disagreement: case (disagreement, Dice)"]]
+    for method, table in comparison.failures.groupby("method", sort=False):
+        scored = table.dropna()
+        risk, disagreement = 1 - scored["dice"].to_numpy(), scored["disagreement"].to_numpy()
+        areas = [area_under_risk_coverage(order, risk) for order in (disagreement, risk)] + [
+            risk.mean() if risk.size else np.nan
+        ]
+        worst = [f"{row.case} ({row.disagreement:.3f}, {number(row.dice, 3)})" for row in table.head(WORST).itertuples()]
+        rows.append([method, *(number(area, 4) for area in areas), "; ".join(worst)])
+    return rows
 
 
 def title(structure: str) -> str:
@@ -324,14 +219,3 @@ def _paired_cells(values: pd.Series, digits: int, known: bool) -> dict[str, str]
     runs = "-" if np.isnan(needed) else f"> {MOST_RUNS}" if np.isinf(needed) else f"{needed:.0f}"
     cells = {"difference [95 % CI]": difference + interval, "p (Holm)": p_text(values["p_holm"])}
     return cells | {"detectable": number(values["detectable"], digits), "runs needed": runs} | record
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows
-    )

@@ -23,6 +23,7 @@ class Labels:
     ignore : value of unannotated voxels in the reference, or None
     file_ending : of the segmentations, with the dot
     reader : nnU-Net's reader class
+    region_order : of datasets with regions, the value that nnU-Net writes for each, in the order of its channels
     no_spacing : no file of a format that can have a spacing has one; see `cases.with_unit`
     """
 
@@ -31,6 +32,7 @@ class Labels:
     ignore: int | None
     file_ending: str
     reader: type
+    region_order: tuple[int, ...] | None = None
     no_spacing: bool = False
 
     @property
@@ -70,6 +72,7 @@ def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
             if name not in ("background", "ignore") and values not in (0, [0])
         )
         known = tuple(int(value) for value in manager.all_labels)
+        order = tuple(int(value) for value in manager.regions_class_order) if manager.has_regions else None
         ignore, ending = manager.ignore_label, content["file_ending"]
         if not all(0 <= value <= LARGEST for value in (*known, *sum((values for _, values in structures), ()), ignore or 0)):
             raise ValueError(f"a label is not between 0 and {LARGEST}")
@@ -81,7 +84,7 @@ def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
         ) from error
     if not structures:
         raise UserError(f"{dataset_json}: no label beside background; there is nothing to evaluate")
-    return Labels(structures, known, ignore, ending, _reader(content, dataset_json, example))
+    return Labels(structures, known, ignore, ending, _reader(content, dataset_json, example), order)
 
 
 def read_dataset_json(path: Path) -> dict:

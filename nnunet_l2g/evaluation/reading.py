@@ -40,7 +40,7 @@ def read_pair(reference: Path, prediction: Path, labels: Labels) -> ReadPair:
     UnequalGrids : the two differ in shape or spacing
     UserError : a file cannot be read, or holds values that dataset.json does not declare; names the file
     """
-    (first, properties), (second, others) = (_read(path, labels) for path in (reference, prediction))
+    (first, properties), (second, others) = (read_segmentation(path, labels) for path in (reference, prediction))
     if not has_spacing(reference, labels.reader):
         properties = properties | {"spacing": others["spacing"]}
     elif not has_spacing(prediction, labels.reader):
@@ -69,7 +69,7 @@ def read_pair(reference: Path, prediction: Path, labels: Labels) -> ReadPair:
 
 def odd_files(paths: list[Path], labels: Labels) -> str:
     """Which of a case's files lie on another grid than most of them, in words; "" if no grid has the majority."""
-    read = {path: _read(path, labels) for path in paths}
+    read = {path: read_segmentation(path, labels) for path in paths}
     known = [properties for path, (_, properties) in read.items() if has_spacing(path, labels.reader)]
     grids: dict[str, list[Path]] = {}
     for path, (array, properties) in read.items():
@@ -94,7 +94,8 @@ def unique_values(array: np.ndarray) -> np.ndarray:
     return np.unique(array)
 
 
-def _read(path: Path, labels: Labels) -> tuple[np.ndarray, dict]:
+def read_segmentation(path: Path, labels: Labels) -> tuple[np.ndarray, dict]:
+    """(z, y, x), with what nnU-Net's reader says of the grid. UserError if it cannot be read."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
