@@ -330,7 +330,7 @@ BAD_TARGETS = {
     "2D": (lambda p: edit_images(raw_target(p) / "imagesTr", lambda i: i[:, :, 3:4]), "holds 2D images .* the source .* 3D"),
     "2D files": (lambda p: edit_images(raw_target(p) / "imagesTr", lambda i: i[:, :, 3]), "holds 2D images"),
     "no image file": (lambda p: (raw_target(p) / "imagesTr" / "phantom_tr000_0000.nii.gz").write_bytes(b"no"),
-                      "phantom_tr000: .* cannot be read by SimpleITKIO"),
+                      "phantom_tr000: .* the source's reader SimpleITKIO cannot read it"),
     "zeros": (lambda p: edit_images(raw_target(p) / "imagesTr", lambda i: i * 0), "holds only zeros"),
 }  # fmt: skip
 

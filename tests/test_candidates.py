@@ -11,6 +11,8 @@ from glua_trainers import a_batch, run_epochs
 from planned import ADAPTED, PLAIN, RICH
 from test_trainers import CPU
 
+from nnunet_l2g.autoload import VARIABLE, with_trainers
+
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "candidates"
 
 
@@ -57,13 +59,6 @@ def test_trains_on_nnunets_batches_and_predicts_without_labels(nnunet_folders, t
     with torch.no_grad():
         logits = network.eval()(torch.randn(1, trainer.num_input_channels, 32, 32))
     assert logits.shape == (1, classes, 32, 32)
-
-
-def test_names_have_schedules_and_no_others():
-    module = load()
-    assert module.nnUNetTrainerL2GNetReadout_7epochs.epochs == 7
-    with pytest.raises(AttributeError):
-        _ = module.nnUNetTrainerL2GNetNothing_7epochs
 
 
 def test_glua_reweighted_masks_what_the_decoder_reads_and_predicts_with_its_discriminator(adapted_folders, tmp_path):

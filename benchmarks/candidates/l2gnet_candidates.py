@@ -1,6 +1,6 @@
 """Forms of L2GNet that have not earned their place yet, each beside its twins, for the search in benchmarks/README.md.
 
-nnU-Net finds them by name, with any schedule, when this folder is in its variable of trainer folders:
+nnU-Net finds them by name, with any length, when this folder is in its variable of trainer folders:
 
     export nnUNet_extTrainer="$PWD/benchmarks/candidates${nnUNet_extTrainer:+:$nnUNet_extTrainer}"
     nnUNetv2_train 206 3d_fullres 0 -tr nnUNetTrainerL2GNetClassTied_20epochs
@@ -9,7 +9,6 @@ nnU-Net finds them by name, with any schedule, when this folder is in its variab
 from __future__ import annotations
 
 from nnunet_l2g.trainers import nnUNetTrainerL2GNet
-from nnunet_l2g.training.schedules import make_scheduled_trainer
 
 STRIDE_4 = {"levels": (), "decoder_levels": (2,), "over_codes": True, "dim": 64}
 TIED = {**STRIDE_4, "references_per_class": 4}
@@ -38,9 +37,3 @@ CANDIDATES = {
     for name, settings in ((f"nnUNetTrainerL2GNet{end}", settings) for end, settings in SETTINGS.items())
 }
 globals().update(CANDIDATES)
-
-
-def __getattr__(name: str) -> type:
-    """Schedules, as nnunet_l2g.trainers makes them."""
-    globals()[name] = trainer = make_scheduled_trainer(name, CANDIDATES, __name__)
-    return trainer
