@@ -11,8 +11,6 @@ from glua_trainers import a_batch, run_epochs
 from planned import ADAPTED, PLAIN, RICH
 from test_trainers import CPU
 
-from nnunet_l2g.autoload import VARIABLE, with_trainers
-
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "candidates"
 
 
