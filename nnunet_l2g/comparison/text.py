@@ -88,7 +88,7 @@ def score_rows(comparison: Comparison, name: str) -> list[list[str]]:
 
 def run_rows(comparison: Comparison, name: str) -> list[list[str]]:
     """Head and rows for one score: the mean of every run, and the standard deviation between runs."""
-    score, methods = comparison.shown[name], comparison.methods
+    score, methods = comparison.shown[name], comparison.trained
     runs = comparison.runs[comparison.runs["score"] == name]
     paired = comparison.paired[comparison.paired["score"] == name].set_index(["method", "structure"])
     most = int(runs["run"].max())
