@@ -41,7 +41,7 @@ def model_warnings(models: list[Model], folds: list[str], runs: list[Run], datas
     ]
     if "all" in folds:
         warnings.append("Fold all validates on its own training cases: these scores say nothing about new images.")
-    elif len(folds) < 5:
+    elif len(folds) < 5 and len(first) == len(runs):
         named = f"{'Folds' if len(folds) > 1 else 'Fold'} {', '.join(folds)}"
         warnings.append(
             f"{named} only: differences between folds are often larger than between methods; five folds, or a test set, tell "
