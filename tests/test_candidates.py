@@ -11,6 +11,8 @@ from glua_trainers import a_batch, run_epochs
 from planned import ADAPTED, PLAIN, RICH
 from test_trainers import CPU
 
+from nnunet_l2g.autoload import VARIABLE, with_trainers
+
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "candidates"
 
 
@@ -89,7 +91,7 @@ def test_glua_reweighted_masks_what_the_decoder_reads_and_predicts_with_its_disc
 @pytest.mark.commands
 def test_nnunets_commands_train_and_predict_with_one(planned, tmp_path):
     trainer = "nnUNetTrainerL2GNetReadout_2epochs_2iterations"
-    variables = {"nnUNet_extTrainer": str(FOLDER), "nnUNet_results": str(tmp_path / "results")}
+    variables = {VARIABLE: with_trainers(str(FOLDER)), "nnUNet_results": str(tmp_path / "results")}
     output = planned.run("nnUNetv2_train", 982, "2d", 0, "-tr", trainer, "-device", "cpu", **variables)
     assert "Training done" in output and "class_accuracy" in output
     planned.run(
