@@ -507,7 +507,7 @@ def test_output_folder(folders, tmp_path, capsys):
         ("--predictions a=x --reference .", "use at least two names"),
         ("--predictions a b=x --reference .", "--predictions a: expected NAME=FOLDER"),
         ("--predictions a=x a=y --reference .", "use at least two names"),
-        ("--predictions a=. b=. --reference .", "--predictions b=.: a names this folder too"),
+        ("--predictions a=. b=. b=. --reference .", "--predictions b=.: named twice; each run of b has its own folder"),
         ("--predictions a=nowhere b=nowhere --reference .", "--predictions a=nowhere: no such folder"),
     ],
 )

@@ -82,11 +82,11 @@ def score_warnings(inputs: Inputs, scores: dict[tuple[str, int, str], dict[str, 
 
 
 def dropped_warnings(paired: pd.DataFrame) -> list[str]:
-    """Cases that count for one method only: the structure is not in the reference, and one of the two invented it."""
+    """Cases that count in some runs only: the structure is not in the reference, and these runs invented it."""
     rows = paired[(paired["score"] == "dice") & (paired["dropped"] > 0)]
     return [
         f"{row.structure}: {row.dropped} cases are left out of the difference between {row.method} and {row.baseline}: their "
-        "references do not have it, and only one of the two predicted it there. See the table of empty structures."
+        "references do not have it, and only some runs predicted it there. See the table of empty structures."
         for row in rows.itertuples()
     ]
 
