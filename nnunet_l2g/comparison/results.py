@@ -126,7 +126,8 @@ def read_folders(predictions: list[tuple[str, Path]], reference: Path, dataset_j
 
     Raises
     ------
-    UserError : a folder is missing, empty or given twice to one name, case lists differ, a case has no reference, no dataset.json
+    UserError : a folder is missing, empty or given twice to one name, case lists differ, a case has no reference, no
+        dataset.json
     """
     seen = set()
     for name, folder in predictions:
