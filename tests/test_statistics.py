@@ -46,6 +46,15 @@ def test_equal_methods_are_seldom_called_different_and_the_interval_covers(runs,
     assert np.mean(effect.p < 0.05) > 0.02  # runs far apart: not conservative without end
 
 
+@pytest.mark.parametrize(("runs", "folds"), [(3, 3), (5, 3), (5, 5)])
+def test_training_sets_that_move_the_difference_as_much_as_runs_do(runs, folds):
+    """Not in the model: the excess of the folds keeps it from 0.2 to 0.5."""
+    generator = np.random.default_rng(11)
+    for baseline, method, fold_of in simulate(generator, (runs, runs), 50, folds):
+        of_folds = generator.normal(0, 0.01 * np.sqrt(2), (DRAWS, 1, folds))[..., fold_of]
+        assert np.mean(compare_runs(baseline, method + of_folds, fold_of).p < 0.05) <= 0.12
+
+
 @pytest.mark.parametrize("cases", [6, 20, 100])
 def test_one_run_in_each_of_five_folds(cases):
     generator = np.random.default_rng(1)

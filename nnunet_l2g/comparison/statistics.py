@@ -1,7 +1,7 @@
 r"""Do two training methods differ? Runs of each, on the same cases, in one or several folds.
 
 A run is one training with its own random numbers. Every run predicts the same cases, so runs are nested in methods and crossed
-with cases: a split plot, which radiology knows as the analysis of several readers and several cases.
+with cases: a split plot, which radiology knows as the analysis of several readers and several cases [1]_.
 
 Model
 -----
@@ -42,7 +42,7 @@ Assumptions
 Cases are independent, so several files of one patient count too much. Folds share most of their training data, so they are a
 little alike, and v_folds is too small for other training data [4]_. Means over cases and runs are roughly normal. Simulated
 (tests/test_statistics.py): where the model holds, at most 0.06 of equal methods are called different, 0.08 with two runs. Where
-the training set moves the difference as much as a run does, three to five folds with several runs call up to 0.10.
+the training set moves the difference as much as a run does, three to five folds with several runs call up to 0.12.
 
 References
 ----------
