@@ -12,14 +12,20 @@ from nnunet_l2g.comparison.results import Inputs, Run, read_plans
 from nnunet_l2g.comparison.summaries import disagreements
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.folders import some
+from nnunet_l2g.evaluation.labels import read_dataset_json
 from nnunet_l2g.untrusted.json_files import DAMAGE, read_json
 
 FEW_CASES = 6
+DATASET_KEYS = {
+    "regions_class_order": "The label values of their predictions mean other regions; both were scored by the first one's.",
+    "channel_names": "They may have seen other images, or have normalised them otherwise.",
+    "file_ending": "They were trained on other files.",
+}  # of dataset.json, and what a difference means
 NOT_COMPARED = ("data_identifier", "architecture", "network_arch_class_name")  # the method's own business, or only a name
 
 
 def model_warnings(models: list[Model], folds: list[str], runs: list[Run], dataset: str) -> list[str]:
-    """Differences of plans, epochs and splits, checkpoints newer than their validation, and folds that prove little.
+    """Other datasets, plans, epochs or splits, checkpoints newer than their validation, and folds that prove little.
 
     models, runs : of all methods, in one order
 
@@ -34,6 +40,7 @@ def model_warnings(models: list[Model], folds: list[str], runs: list[Run], datas
         else:
             _check_run(*first[-1], model, run)
     warnings = [
+        *_datasets(models),
         *_plans([model for model, _ in first]),
         *_epochs([run for _, run in first]),
         *_stale(models, folds),
@@ -89,6 +96,21 @@ def dropped_warnings(paired: pd.DataFrame) -> list[str]:
         "references do not have it, and only some runs predicted it there. See the table of empty structures."
         for row in rows.itertuples()
     ]
+
+
+def _datasets(models: list[Model]) -> list[str]:
+    """What else than the labels differs between the dataset.json of two models, and what it means."""
+    first = read_dataset_json(models[0].folder / "dataset.json")
+    warnings = []
+    for model in models[1:]:
+        other = read_dataset_json(model.folder / "dataset.json")
+        for key, meaning in DATASET_KEYS.items():
+            if first.get(key) != other.get(key):
+                warnings.append(
+                    f"{models[0].name} and {model.name} were trained with other {key}: {_short(first.get(key))} / "
+                    f"{_short(other.get(key))}. {meaning}"
+                )
+    return warnings
 
 
 def _plans(models: list[Model]) -> list[str]:
