@@ -140,7 +140,7 @@ def test_a_case_is_predicted_by_every_network(tmp_path):
 @pytest.mark.slow
 def test_compare_is_timed(tmp_path):
     output = tmp_path / "compare.json"
-    script("compare_time.py", "--cases", 3, "--size", 32, 32, 8, "-o", output, cwd=tmp_path)
+    script("compare_time.py", "--cases", 3, "--runs", 1, "--size", 32, 32, 8, "-o", output, cwd=tmp_path)
     result = json.loads(output.read_text())
     assert result["each_s"] == pytest.approx((result["total_s"] - result["two_cases_s"]) / 2, abs=0.001)
 
