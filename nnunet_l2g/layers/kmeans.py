@@ -27,7 +27,7 @@ def kmeans_centres(tokens: torch.Tensor, k: int) -> torch.Tensor:
     points = tokens[:: -(-len(tokens) // MAX_TOKENS)].cpu().double()  # Apple's mps has no float64
     distinct = points.unique(dim=0)  # KMeans would return duplicates, with a warning
     if len(distinct) > k:
-        from sklearn.cluster import KMeans  # comes with nnU-Net; a second to import, needed only here
+        from sklearn.cluster import KMeans  # a second to import, needed only here
 
         centres = torch.from_numpy(KMeans(k, n_init=1, max_iter=50, random_state=0).fit(points.numpy()).cluster_centers_)
     else:

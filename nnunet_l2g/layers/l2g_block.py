@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnunet_l2g.layers.class_ties import ClassTies, class_shares
-from nnunet_l2g.layers.precision import full_precision
+from nnunet_l2g.layers.precision import at_least_single, full_precision, linear_like
 from nnunet_l2g.layers.transport_alignment import TransportAlignment, merge_tokens
 from nnunet_l2g.layers.vector_quantizer import VectorQuantizer
 
@@ -146,7 +146,7 @@ class L2GBlock(nn.Module):
         if self.training and z.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(z).all()):
             raise FloatingPointError("the feature map has NaN or Inf values")
         with full_precision(z.device.type):
-            h = self.project_in(z.float().flatten(2).transpose(1, 2))  # (B, N, d)
+            h = linear_like(at_least_single(z).flatten(2).transpose(1, 2), self.project_in)  # (B, N, d)
             q, codes = (h, None) if self.quantizer is None else self.quantizer.quantise(h)  # (B, N, d), (B, N)
             counts = members = None
             if self.over_codes:
@@ -163,9 +163,9 @@ class L2GBlock(nn.Module):
             if not self.feed_back:
                 return z, collected
             if self.keep_features < 1:
-                made = self.project_out(q + o)  # (B, n, C)
+                made = linear_like(q + o, self.project_out)  # (B, n, C)
             else:
-                made = self.gamma * self.project_out(_instance_norm(o, counts))  # (B, n, C)
+                made = self.gamma * linear_like(_instance_norm(o, counts), self.project_out)  # (B, n, C)
             made = made if members is None else members @ made  # (B, N, C)
             made = made.transpose(1, 2).reshape(z.shape)
         return self._mix(z, made) if self.keep_features < 1 else z + made.to(z.dtype), collected
@@ -194,10 +194,10 @@ class L2GBlock(nn.Module):
         """
         found = {}
         with full_precision(z.device.type):
-            q = self.project_in(z.float().flatten(2).transpose(1, 2))  # (B, N, d)
+            q = linear_like(at_least_single(z).flatten(2).transpose(1, 2), self.project_in)  # (B, N, d)
             if self.quantizer is not None:
                 found["codes"] = self.quantizer.codes(q)  # (B, N)
-                q = F.embedding(found["codes"], self.quantizer.codebook)  # (B, N, d)
+                q = F.embedding(found["codes"], self.quantizer.codebook).to(q.dtype)  # (B, N, d)
             found["tokens"] = q
             if self.alignment is not None:
                 marginal = None if self.ties is None else self.ties.column_marginal()

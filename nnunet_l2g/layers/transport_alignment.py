@@ -103,7 +103,7 @@ class TransportAlignment(nn.Module):
     def scores(self, q: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """S: cosines of centred tokens (B, n, d) with the references -> (B, n, p)."""
         mean = q.mean(1, keepdim=True) if weights is None else weights[:, None] @ q  # (B, 1, d)
-        return _unit(q - mean) @ self._directions(self.references).T
+        return _unit(q - mean) @ self._directions(self.references.to(q.dtype)).T
 
     def _directions(self, references: torch.Tensor) -> torch.Tensor:
         return _unit(references / self.reference_norm)  # the floor of _unit is for vectors of norm 1

@@ -78,7 +78,8 @@ class VectorQuantizer(nn.Module):
     def codes(self, h: torch.Tensor) -> torch.Tensor:
         """Index of the nearest code of each token: (B, n, d) -> (B, n)."""
         # |h - e|^2 without |h|^2, which is the same for all codes
-        distance = self.codebook.square().sum(1) - 2 * h @ self.codebook.T  # (B, n, K)
+        codebook = self.codebook.to(h.dtype)
+        distance = codebook.square().sum(1) - 2 * h @ codebook.T  # (B, n, K)
         return distance.argmin(-1)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
@@ -87,7 +88,7 @@ class VectorQuantizer(nn.Module):
     def quantise(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What forward does: q (B, n, d), and the codes (B, n)."""
         codes = self.codes(h.detach())  # (B, n)
-        e = F.embedding(codes, self.codebook)  # (B, n, d)
+        e = F.embedding(codes, self.codebook).to(h.dtype)  # (B, n, d)
         self.loss = self.beta * F.mse_loss(h, e) if self.training else None
         self.pending = (h.detach(), codes) if self.training else None
         return h + (e - h).detach(), codes
