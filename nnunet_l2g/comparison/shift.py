@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -101,7 +102,10 @@ def _write_images(images: dict[str, list[Path]], folder: Path, ending: str) -> N
     state = {
         "version": VERSION,
         "strengths": {kind: list(values) for kind, values in STRENGTHS.items()},
-        "images": {case: [stamp(path) for path in paths] for case, paths in images.items()},
+        "images": {
+            case: [stamp(path) for path in (*paths, _spacing_file(paths[0], ending)) if path.is_file()]
+            for case, paths in images.items()
+        },
     }
     if is_current(folder, state):
         return
@@ -110,10 +114,17 @@ def _write_images(images: dict[str, list[Path]], folder: Path, ending: str) -> N
     for case, paths in images.items():
         for kind, strengths in STRENGTHS.items():
             for level, strength in enumerate(strengths):
+                if (spacing := _spacing_file(paths[0], ending)).is_file():
+                    shutil.copyfile(spacing, folder / f"{_name(case, kind, level)}.json")
                 for channel, path in enumerate(paths):
                     name = f"{_name(case, kind, level)}_{channel:04d}{ending}"
                     perturb_file(path, folder / name, kind, strength, zlib.crc32(f"{case} {kind} {channel}".encode()))
     finish(folder, state)
+
+
+def _spacing_file(image: Path, ending: str) -> Path:
+    """Where nnU-Net's TIFF reader looks for the spacing of CASE_0000.tif: CASE.json."""
+    return image.with_name(f"{image.name.removesuffix(ending)[: -len('_0000')]}.json")
 
 
 def _name(case: str, kind: str, level: int) -> str:
