@@ -218,3 +218,10 @@ def test_perturbed_tiffs_keep_their_spacing(tmp_path):
     names = {path.name.removesuffix("_0000.tif") for path in (tmp_path / "out").glob("*.tif")}
     assert len(names) == 15
     assert all(json.loads((tmp_path / "out" / f"{name}.json").read_text())["spacing"] == [*SPACING] for name in names)
+
+
+def test_a_file_that_no_reader_opens_is_blamed_and_not_its_format(tmp_path):
+    write_nifti(tmp_path)
+    (tmp_path / "ref" / "c.nii.gz").write_bytes(b"\0" * 100)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/ref/c.nii.gz: none of nnU-Net's readers can open it; replace"):
+        score(tmp_path)
