@@ -73,7 +73,7 @@ def test_model_exports_and_predicts_identically_elsewhere(planned, model, tmp_pa
 
 def test_another_trainers_checkpoint_is_refused_before_an_epoch(planned, model, tmp_path):
     """A user copies a checkpoint into the twin's folder to save time."""
-    twin = "nnUNetTrainerL2GNetSoftmax_3epochs_2iterations"
+    twin = "nnUNetTrainerL2GNetOneReference_3epochs_2iterations"
     fold = model.parent / f"{twin}__nnUNetPlans__3d_fullres" / "fold_0"
     fold.mkdir(parents=True)
     shutil.copy(model / "fold_0" / "checkpoint_best.pth", fold / "checkpoint_latest.pth")

@@ -37,8 +37,8 @@ def test_what_is_not_ours_is_left_to_others(name):
 
 
 def test_a_slip_in_a_name_of_ours_gets_a_hint(capsys):
-    assert not hasattr(trainers, "nnUNetTrainerL2GNetSoftmax_20epoch_")
-    assert "has no nnUNetTrainerL2GNetSoftmax_20epoch_ (it has nnUNetTrainerL2GNet_<N>epochs" in capsys.readouterr().err
+    assert not hasattr(trainers, "nnUNetTrainerL2GNetOneReference_20epoch_")
+    assert "has no nnUNetTrainerL2GNetOneReference_20epoch_ (it has nnUNetTrainerL2GNet_<N>epochs" in capsys.readouterr().err
     assert not hasattr(trainers, "nnUNetTrainerOfMine") and not capsys.readouterr().err
 
 

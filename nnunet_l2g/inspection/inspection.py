@@ -33,7 +33,7 @@ def inspect_case(
     case = case if parts is None else as_trained(case, parts, domain)
     written = Output.open(output)
     print(f"{model.trainer}, fold {fold}: case {case.name} on {device}{_domain_line(model, domain)}", flush=True)
-    prediction, on_grid = predict(model, case, device)
+    prediction = predict(model, case, device)
     view = View(model, case, prediction)
     summary = {
         "version": __version__,
@@ -50,7 +50,7 @@ def inspect_case(
         "segmentation": inspect_segmentation(model, case, view, written),
     }
     if model.method == "L2GNet":
-        summary["l2gnet"] = inspect_l2gnet(model, case, view, on_grid, device, written)
+        summary["l2gnet"] = inspect_l2gnet(model, case, view, device, written)
     elif model.method == "GRCSF":
         summary["grcsf"] = inspect_grcsf(model, case, view, device, written)
     elif parts is not None:
