@@ -31,6 +31,9 @@ class PlanNetwork(nn.Module):
         nnU-Net's own `-pretrained_weights` loads vanilla weights. The trainer turns it on and off.
     plain_weights_loaded : bool
         True once that has happened.
+    method_off : bool
+        Set on the class before a network is built: only its encoder and decoder run, with the weights they were trained to,
+        and all that a subclass adds is left out. For prediction alone.
 
     Raises
     ------
@@ -40,6 +43,7 @@ class PlanNetwork(nn.Module):
 
     plain_weights_only = False
     plain_weights_loaded = False
+    method_off = False
 
     def __init__(self, backbone: nn.Module, settings: Mapping):
         super().__init__()
@@ -50,6 +54,8 @@ class PlanNetwork(nn.Module):
                 f"{type(backbone).__name__}. Plan with nnU-Net's default or ResEnc planners."
             )
         self.encoder, self.decoder = encoder, decoder
+        if self.method_off:
+            self.forward = lambda x: self.decoder(self.encoder(x))
         self.store_settings(settings)
 
     def store_settings(self, settings: Mapping) -> None:

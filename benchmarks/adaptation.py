@@ -56,14 +56,6 @@ STAGE = "stage_translation.pth"
 RESAMPLES = 10_000
 CANDIDATES = Path(__file__).resolve().parent / "candidates"
 KEPT = ("pair", "epochs", "iterations", "batch_size", "patch_size", "translator_width", "slices", "translation_share")
-PLAIN = """from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-
-class {}(nnUNetTrainer):
-    def initialize(self):
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = {}, {}, {}
-        super().initialize()
-"""
 TRANSLATES = """import nnunet_l2g.trainers
 from {} import {} as Base
 
@@ -98,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pair", choices=PAIRS, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="for nnU-Net's folders, logs and predictions")
     parser.add_argument("--data", type=Path, help="nnUNet_raw with the real data that the pair is made of")
-    parser.add_argument("--epochs", type=int, default=20, help="one that nnU-Net has a nnUNetTrainer_<N>epochs for")
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--iterations", type=int, help="of an epoch; default: nnU-Net's 250")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m not in EXTRA])
@@ -218,28 +210,22 @@ class Work:
         }
 
     def trainer(self, method: str) -> str:
-        """Its name; with lengths or a translation that no trainer has, that of one written for it in WORK/trainers."""
+        """Its name; with a translation that no trainer has, that of one written for it in WORK/trainers."""
         args, name = self.args, METHODS[method]
-        schedule = f"{args.epochs}epochs" + (f"_{args.iterations}iterations" if args.iterations else "")
+        lengths = f"{args.epochs}epochs" + (f"_{args.iterations}iterations" if args.iterations else "")
         translation = (args.translator_width, args.slices, args.translation_share)
         if "GLUA" in name and (translation != (32, 16, 0.5) or method in STRENGTHS):
             factor = STRENGTHS.get(method, 1)
             stronger = f"x{factor}" if factor > 1 else ""
-            written = f"{name}{stronger}_w{args.translator_width}s{args.slices}_{schedule}"
+            written = f"{name}{stronger}_w{args.translator_width}s{args.slices}"
             module = "glua_candidates" if name == METHODS["reweighted"] else "nnunet_l2g.trainers"
-            code = TRANSLATES.format(module, f"{name}_{schedule}", written, *translation, factor)
-        elif args.iterations and name == "nnUNetTrainer":
-            written = f"{name}_{schedule}"
-            validation = max(1, round(args.iterations / 5))  # as nnU-Net's 50 of 250
-            code = PLAIN.format(written, args.epochs, args.iterations, validation)
-        else:
-            return f"{name}_{schedule}"
-        (self.folder / "trainers" / f"{written}.py").write_text(code)
-        return written
+            code = TRANSLATES.format(module, name, written, *translation, factor)
+            (self.folder / "trainers" / f"{written}.py").write_text(code)
+            return f"{written}_{lengths}"
+        return f"{name}_{lengths}"
 
     def score(self, predictions: Path) -> tuple[dict[str, float], dict[str, float]]:
         """Dice and HD95 by case, each the mean over structures."""
-        from nnunet_l2g.evaluation.cache import Cache
         from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
         from nnunet_l2g.evaluation.folders import references_for, segmentations
         from nnunet_l2g.evaluation.labels import read_labels
@@ -252,8 +238,8 @@ class Work:
         predicted = segmentations(predictions, ending)
         references = references_for(list(predicted), reference_folder, ending)
         pairs = [Pair("", case, references[case], predicted[case]) for case in predicted]
-        scores = score_pairs(pairs, labels, Options(), Cache(self.folder / "scores"), processes=1)
-        rows = {case: list(structures.values()) for (_, case), structures in scores.items()}
+        scores, _ = score_pairs(pairs, labels, Options())
+        rows = {case: list(structures.values()) for (_, _, case), structures in scores.items()}
         mean = {key: {case: nan_mean([s[key] for s in row]) for case, row in rows.items()} for key in ("dice", "hd95")}
         return mean["dice"], mean["hd95"]
 

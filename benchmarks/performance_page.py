@@ -276,9 +276,9 @@ def commands() -> list[str]:
         ],
     ]
     size = "x".join(map(str, compare["size"]))
-    cached = f"{compare['cases']} cases, 2 predictions: {compare['first_s']:.1f} s, from the cache {compare['cached_s']:.1f} s"
+    total = f"{compare['cases']} cases, {compare['runs']} runs of 2 methods: {compare['total_s']:.1f} s"
     rows.append([f"`nnunet_l2g compare`: scoring a prediction of {size} voxels", f"{1000 * compare['each_s']:.0f}",
-                 cached])  # fmt: skip
+                 total])  # fmt: skip
     return [
         "## Commands and look-up",
         table(["what", "ms", ""], rows),

@@ -55,7 +55,7 @@ STAGES = {
     "nnUNetTrainerGLUASelfTraining": "translation",
     "nnUNetTrainerRandomIntensity": None,
 }
-AUTOENCODER = {"width": 64, "depth": 1, "decoder_width": 32, "decoder_depth": 1}
+AUTOENCODER = {"width": 16, "depth": 1, "decoder_width": 16, "decoder_depth": 1}
 TRANSLATION = {"translation_settings": {"width": 4}, "stage_settings": {"slices": 2, "crop": 32}}
 
 

@@ -1,11 +1,14 @@
 """Fixtures shared by test modules."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -85,6 +88,12 @@ def planned(tmp_path_factory, worker_id):
 def undrawn(monkeypatch):
     """nnU-Net's figure of progress takes longer than a test's epochs; the command lines' tests look for it."""
     monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
+
+
+@pytest.fixture
+def threads_for_processes(monkeypatch):
+    """nnU-Net's validation spawns two pools of processes, each of which imports torch: ten seconds of a test's one."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda *_: SimpleNamespace(Pool=ThreadPool))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,8 +17,18 @@ from nnunet_l2g.phantom import write_dataset
 PLAIN, RICH = "Dataset981_PhantomPlain", "Dataset982_PhantomRich"  # RICH: two channels, scar, regions, ignore label
 TARGET, ADAPTED = "Dataset983_Late", "nnUNetPlans_to983"  # late enhancement for PLAIN to adapt to, and the plans for it
 SIZE, SPACING = (32, 32, 8), (3.6, 3.6, 10.0)
-# nnU-Net spawns its workers, and each imports torch first: most of planning a phantom
+FEATURES = 16  # at most, in each stage of the planned networks
+# nnU-Net spawns its workers, and each imports torch first: most of preprocessing a phantom
 FORKED = "import multiprocessing as m; context = m.get_context; m.get_context = lambda _: context('fork'); "
+# nnU-Net draws 100 million foreground intensities for a fingerprint, however few voxels there are: most of planning a phantom
+FEW_SAMPLES = """
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor as Extractor
+run = Extractor.run
+def run_on_few_samples(self, overwrite_existing=False):
+    self.num_foreground_voxels_for_intensitystats = 1e5
+    return run(self, overwrite_existing)
+Extractor.run = run_on_few_samples
+"""
 
 
 @dataclass(frozen=True)
@@ -39,11 +50,11 @@ class Planned:
     def path(self, kind: str, *parts: str) -> Path:
         return Path(self.folder, f"nnUNet_{kind}", *parts)
 
-    def start(self, script: str, *args: object, forked: bool = False, **variables: str) -> subprocess.Popen:
-        """Starts one of nnU-Net's commands, away from the checkout; output as text."""
+    def start(self, script: str, *args: object, prelude: str = "", **variables: str) -> subprocess.Popen:
+        """Starts one of nnU-Net's commands, away from the checkout; `prelude`: Python to run first; output as text."""
         python, option, code, *rest = nnunet_command(script, [str(arg) for arg in args])
         return subprocess.Popen(
-            [python, option, FORKED + code if forked and sys.platform == "linux" else code, *rest],
+            [python, option, prelude + code, *rest],
             env=self.environment | variables | {"PYTHONUNBUFFERED": "1"},
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -52,9 +63,9 @@ class Planned:
             start_new_session=True,
         )
 
-    def run(self, script: str, *args: object, fails: bool = False, forked: bool = False, **variables: str) -> str:
+    def run(self, script: str, *args: object, fails: bool = False, prelude: str = "", **variables: str) -> str:
         """The output of one of nnU-Net's commands, which has to end well (or badly, with `fails`)."""
-        child = self.start(script, *args, forked=forked, **variables)
+        child = self.start(script, *args, prelude=prelude, **variables)
         output, _ = finish(child, 600)
         assert (child.returncode != 0) == fails, f"{script} {args}: exit status {child.returncode}\n{output}"
         return output
@@ -80,5 +91,17 @@ def plan_phantoms(folder: Path) -> Planned:
         project.path("raw"), 5, 1, ("cine", "late_enhancement"), True, dataset_id=982, name="PhantomRich", size=SIZE,
         spacing=SPACING, regions=True, ignore_label=True,
     )  # fmt: skip
-    project.run("nnUNetv2_plan_and_preprocess", "-d", 981, 982, "-c", "3d_fullres", "2d", "-np", 2, forked=True)
+    prelude = (FORKED if sys.platform == "linux" else "") + FEW_SAMPLES
+    project.run("nnUNetv2_plan_and_preprocess", "-d", 981, 982, "-c", "3d_fullres", "2d", "-np", 2, prelude=prelude)
+    for dataset in (PLAIN, RICH):
+        narrow(project.path("preprocessed", dataset, "nnUNetPlans.json"))
     return project
+
+
+def narrow(path: Path) -> None:
+    """Gives the networks of a plans file few features. All else stays nnU-Net's plan."""
+    plans = json.loads(path.read_text())
+    for name in ("2d", "3d_fullres"):
+        network = plans["configurations"][name]["architecture"]["arch_kwargs"]
+        network["features_per_stage"] = [min(8 << stage, FEATURES) for stage in range(network["n_stages"])]
+    path.write_text(json.dumps(plans, indent=4))

@@ -17,15 +17,19 @@ import SimpleITK
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from planned import PLAIN, RICH, SIZE, SPACING, Planned
+from planned import FEW_SAMPLES, FORKED, PLAIN, RICH, SIZE, SPACING, Planned
+from test_trainers import CPU
+from test_trainers import make as make_trainer
 
 from nnunet_l2g.adaptation import TARGET_KEY, check_adapted_plans
 from nnunet_l2g.adaptation.digests import digest_samples
 from nnunet_l2g.adaptation.fingerprint import CaseJob, body_mask, read_case
+from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.cli import main
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.phantom import write_dataset
@@ -326,7 +330,7 @@ BAD_TARGETS = {
     "2D": (lambda p: edit_images(raw_target(p) / "imagesTr", lambda i: i[:, :, 3:4]), "holds 2D images .* the source .* 3D"),
     "2D files": (lambda p: edit_images(raw_target(p) / "imagesTr", lambda i: i[:, :, 3]), "holds 2D images"),
     "no image file": (lambda p: (raw_target(p) / "imagesTr" / "phantom_tr000_0000.nii.gz").write_bytes(b"no"),
-                      "phantom_tr000: .* cannot be read by SimpleITKIO"),
+                      "phantom_tr000: .* the source's reader SimpleITKIO cannot read it"),
     "zeros": (lambda p: edit_images(raw_target(p) / "imagesTr", lambda i: i * 0), "holds only zeros"),
 }  # fmt: skip
 
@@ -515,8 +519,9 @@ def test_killed_while_it_brings_a_changed_target_up_to_date_the_old_plans_are_re
     assert adapt() == 0 and check(pair).identifiers == CASES
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parallel_workers_make_the_same_and_end_with_a_killed_parent(pair):
+    """Real commands with two workers each, all of which import torch: 25 s."""
     assert adapt() == 0
     expected = tree(pair.path("preprocessed"))
     shutil.rmtree(pair.path("preprocessed", TARGET))
@@ -640,36 +645,32 @@ def test_source_data_overwritten_through_adapted_plans_are_found_out(pair, capsy
     assert adapt() == 0 and check(pair).identifiers == CASES
 
 
-@pytest.mark.commands
-def test_train_validate_predict_export_and_predict_elsewhere(pair):
-    """Nothing of the target but its plans is needed to predict: not its data, not the source's, on another machine."""
+def test_the_model_folder_alone_predicts_the_target(pair, tmp_path, monkeypatch):
+    """Nothing of the target but its plans is needed: not its data, not the source's, on another machine."""
     make_ct(pair)
-    trainer = "nnUNetTrainerL2GNet_1epochs_2iterations"
-    pair.run("nnunet_l2g", "adapt", "-s", 981, "-t", 983, "-c", "2d", "-np", 1)
-    pair.path("results").mkdir()
-    pair.run("nnUNetv2_train", 981, "2d", 0, "-tr", trainer, "-p", PLANS, "-device", "cpu")
-    model = pair.path("results", PLAIN, f"{trainer}__{PLANS}__2d")
-    assert (model / "fold_0" / "validation" / "summary.json").exists()
+    assert adapt() == 0
+    trainer = make_trainer(pair, configuration="2d", plans=PLANS)
+    trainer.on_train_start()
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    model = shutil.copytree(trainer.output_folder_base, tmp_path / "other" / Path(trainer.output_folder_base).name)
     assert json.loads((model / "plans.json").read_text())[TARGET_KEY]["dataset_name"] == TARGET
-    archive = pair.folder / "model.zip"
-    pair.run("nnUNetv2_export_model_to_zip", "-d", 981, "-o", archive, "-c", "2d", "-tr", trainer, "-p", PLANS, "-f", 0)
-
-    other = Planned(pair.folder / "other")
+    image = shutil.copy(pair.path("raw", TARGET, "imagesTr", f"{CASES[0]}_0000.nii.gz"), tmp_path)
+    expected = nnUNetDatasetBlosc2(str(data(pair))).load_case(CASES[0])[0][:]
+    shutil.rmtree(pair.folder)
     for kind in ("raw", "preprocessed", "results"):
-        other.path(kind).mkdir(parents=True)
-    other.run("nnUNetv2_install_pretrained_model_from_zip", archive)
-    images, predictions = pair.path("raw", TARGET, "imagesTs"), other.folder / "predictions"
-    edit_images(images, to_ct)
-    other.run("nnUNetv2_predict", "-d", PLAIN, "-i", images, "-o", predictions, "-c", "2d", "-f", 0, "-tr", trainer,
-              "-p", PLANS, "-device", "cpu", "--disable_tta", "-npp", 1, "-nps", 1)  # fmt: skip
-    assert {path.name for path in predictions.glob("*.nii.gz")} == {"phantom_ts000.nii.gz", "phantom_ts001.nii.gz"}
+        monkeypatch.delenv(f"nnUNet_{kind}", raising=False)
+    monkeypatch.setenv(VARIABLE, with_trainers(""))
+    predictor = nnUNetPredictor(device=CPU, use_mirroring=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), use_folds=(0,))
+    (labels,) = predictor.predict_from_files_sequential([[image]], None)
+    assert labels.shape == SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(image)).shape
+    assert set(np.unique(labels)) <= {0, 1, 2, 3}
 
     # what the predictor does to an image is what adapt did to the target
-    manager = PlansManager(str(other.path("results", PLAIN, model.name, "plans.json")))
-    image = pair.path("raw", TARGET, "imagesTr", f"{CASES[0]}_0000.nii.gz")
+    manager = PlansManager(str(model / "plans.json"))
     predicted_on, _, _ = DefaultPreprocessor(verbose=False).run_case(
-        [str(image)], None, manager, manager.get_configuration("2d"), {})  # fmt: skip
-    np.testing.assert_array_equal(predicted_on, nnUNetDatasetBlosc2(str(data(pair))).load_case(CASES[0])[0][:])
+        [image], None, manager, manager.get_configuration("2d"), {})  # fmt: skip
+    np.testing.assert_array_equal(predicted_on, expected)
 
 
 @pytest.mark.commands
@@ -682,7 +683,7 @@ def test_2d_images_in_png(tmp_path, monkeypatch):
     for identifier, contrast in ((985, "cine"), (986, "late_enhancement")):
         write_dataset(project.path("raw"), 5, 0, contrast, seed=identifier, dataset_id=identifier, name="Flat", size=(40, 40),
                       spacing=(3.0, 3.0))  # fmt: skip
-    project.run("nnUNetv2_plan_and_preprocess", "-d", 985, "-c", "2d", "-np", 2, forked=True)
+    project.run("nnUNetv2_plan_and_preprocess", "-d", 985, "-c", "2d", "-np", 2, prelude=FORKED + FEW_SAMPLES)
     assert adapt(source="985", target="986") == 0
     plans = json.loads(project.path("preprocessed", "Dataset985_Flat", "nnUNetPlans_to986.json").read_text())
     target = check_adapted_plans(plans, "2d")

@@ -1,8 +1,10 @@
-"""A user's way through nnU-Net's own command lines, in processes of their own, on a tiny phantom."""
+"""A user's way through nnU-Net's own command lines, in processes of their own, on a tiny phantom.
+
+Seven commands, each of which imports torch and starts worker processes: most of a minute.
+"""
 
 import os
 import re
-import shutil
 import signal
 
 import numpy as np
@@ -69,26 +71,3 @@ def test_model_exports_and_predicts_identically_elsewhere(planned, model, tmp_pa
     there = predict(planned, tmp_path / "there", nnUNet_results=str(elsewhere))
     for name, image in here.items():
         assert np.array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(there[name])), name
-
-
-def test_another_trainers_checkpoint_is_refused_before_an_epoch(planned, model, tmp_path):
-    """A user copies a checkpoint into the twin's folder to save time."""
-    twin = "nnUNetTrainerL2GNetOneReference_3epochs_2iterations"
-    fold = model.parent / f"{twin}__nnUNetPlans__3d_fullres" / "fold_0"
-    fold.mkdir(parents=True)
-    shutil.copy(model / "fold_0" / "checkpoint_best.pth", fold / "checkpoint_latest.pth")
-    output = planned.run("nnUNetv2_train", 981, "3d_fullres", 0, "-tr", twin, "-device", "cpu", "--c", fails=True)
-    assert "iterations: checkpoint 20, here 0" in output and "Epoch" not in output
-
-
-@pytest.mark.parametrize(
-    ("name", "named"),
-    [
-        ("nnUNetTrainerL2GNet_20epoch_", "it has nnUNetTrainerL2GNet_<N>epochs"),
-        ("nnUNetTrainerL2GNet_20epoch_", "Could not find requested nnunet trainer nnUNetTrainerL2GNet_20epoch_"),
-        ("nnUNetTrainerL2GNet_0epochs", "N epochs and M iterations have to be at least 1"),
-    ],
-)
-def test_a_wrong_trainer_name_is_refused_at_once(planned, name, named):
-    output = planned.run("nnUNetv2_train", 981, "3d_fullres", 0, "-tr", name, "-device", "cpu", fails=True)
-    assert named in output and "Epoch" not in output

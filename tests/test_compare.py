@@ -119,7 +119,7 @@ def model(folders, trainer) -> Path:
 
 def compare(output, *more, folds="0 1 2 3 4", trainers=(BASELINE, OTHER)):
     arguments = ["-d", "991", "-c", "3d_fullres", "-f", *folds.split(), "-tr", *trainers, "-o", str(output), "-np", "1"]
-    return main(["compare", *arguments, "--resamples", "500", *map(str, more)])
+    return main(["compare", *arguments, *map(str, more)])
 
 
 def edit_json(path, change):
@@ -153,6 +153,7 @@ def test_trainings(folders, tmp_path, capsys):
     paired = {(row["structure"], row["score"]): row for row in report["paired"]}
     row = paired["mean", "dice"]
     assert row["n"] == 10 and row["low"] < row["difference"] < row["high"] and row["p"] == row["p_holm"]
+    assert (row["runs"], row["folds"], row["sd_between_runs"]) == (1, 5, None) and row["detectable"] > 0
     assert paired["myocardium", "dice"]["p_holm"] >= paired["myocardium", "dice"]["p"]
     cost = {row["method"]: row for row in report["cost"]}[OTHER]
     assert (cost["parameters"], cost["epochs"], cost["seconds_per_epoch"]) == (40, 20, pytest.approx(20.8))
@@ -168,32 +169,26 @@ def test_trainings(folders, tmp_path, capsys):
     page = (output / "report.html").read_text()
     assert page.count("data:image/png;base64") == 4 and 'src="http' not in page and "href" not in page
     for line in (output / "report.md").read_text().splitlines():
-        assert not line.startswith("|") or line.count("|") in (5, 8), line
+        assert not line.startswith("|") or line.count("|") in (5, 10), line
 
 
-def test_a_second_run_reads_the_cache_and_a_changed_prediction_is_scored_again(folders, tmp_path, monkeypatch, capsys):
-    from nnunet_l2g.evaluation import cases
-
-    output, calls, real = tmp_path / "report", [], cases.score_pair
-    monkeypatch.setattr(cases, "score_pair", lambda *args: calls.append(args[1].name) or real(*args))
-    assert compare(output) == 0 and len(calls) == 20
+def test_a_second_run_says_the_same_and_a_changed_prediction_is_scored_again(folders, tmp_path, capsys):
+    output = tmp_path / "report"
+    assert compare(output) == 0
     first = (output / "paired.csv").read_text()
-    assert compare(output) == 0 and len(calls) == 20
+    assert compare(output) == 0
     assert (output / "paired.csv").read_text() == first
     validation = model(folders, OTHER) / "fold_0" / "validation"
     changed = sorted(validation.glob("*.nii.gz"))[0]
     predict(folders / "preprocessed" / DATASET / "gt_segmentations" / changed.name, changed, np.random.default_rng(9), 5)
-    damaged = next((output / "cache").glob("*.json"))
-    damaged.write_text("{")
-    assert compare(output) == 0 and 21 <= len(calls) <= 22 and changed.name in calls[20:]
+    assert compare(output) == 0 and (output / "paired.csv").read_text() != first
     warning = capsys.readouterr().out.split("WARNING")[-1]
     assert changed.name.removesuffix(".nii.gz") in warning and "Validate again" in warning
-    assert compare(output, "--surface-tolerance", 1) == 0 and len(calls) >= 41
 
 
 def test_parallel_scoring_equals_serial(folders, tmp_path):
     assert compare(tmp_path / "serial") == 0
-    assert compare(tmp_path / "parallel", "-np", 2, "--seed", 0) == 0
+    assert compare(tmp_path / "parallel", "-np", 2) == 0
     assert (tmp_path / "serial" / "cases.csv").read_text() == (tmp_path / "parallel" / "cases.csv").read_text()
 
 
@@ -211,14 +206,17 @@ def test_folders_of_predictions_three_methods_and_lesions(folders, tmp_path, cap
         "--reference",
         str(reference),
         "--lesions",
-        "--resamples",
-        "200",
         "-o",
         str(output),
     ]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "lesion F1" in printed and "lesion recall by size" in printed and "2 cases: a Wilcoxon" in printed
+    assert (
+        "lesion F1" in printed
+        and "lesion recall by size" in printed
+        and "2 cases only" in printed
+        and "these two models" in printed
+    )
     report = json.loads((output / "report.json").read_text())
     assert report["methods"] == ["a", "b", "c"] and {row["baseline"] for row in report["paired"]} == {"a"}
     assert report["lesion_recall_by_size"] and report["summary"][0].keys() == {
@@ -243,12 +241,7 @@ def test_regions_and_ignore_label(tmp_path):
         predict(file, tmp_path / "b" / file.name, np.random.default_rng(0), 2)
     named = [f"same={tmp_path / 'same'}", f"b={tmp_path / 'b'}"]
     output = tmp_path / "report"
-    assert (
-        main(
-            ["compare", "--predictions", *named, "--reference", str(raw / "labelsTr"), "-o", str(output), "--resamples", "100"]
-        )
-        == 0
-    )
+    assert main(["compare", "--predictions", *named, "--reference", str(raw / "labelsTr"), "-o", str(output)]) == 0
     report = json.loads((output / "report.json").read_text())
     assert report["structures"] == {"heart": [1, 2, 3, 4], "left_heart": [1, 2, 4], "scar": [4], "left_ventricle": [1]}
     assert report["ignore_label"] == 5
@@ -271,12 +264,7 @@ def test_two_dimensional_png(tmp_path, capsys):
             io.imsave(tmp_path / name / file.name, np.roll(label, shift, axis=0), check_contrast=False)
     named = [f"{name}={tmp_path / name}" for name in "ab"]
     output = tmp_path / "report"
-    assert (
-        main(
-            ["compare", "--predictions", *named, "--reference", str(raw / "labelsTs"), "-o", str(output), "--resamples", "100"]
-        )
-        == 0
-    )
+    assert main(["compare", "--predictions", *named, "--reference", str(raw / "labelsTs"), "-o", str(output)]) == 0
     report = json.loads((output / "report.json").read_text())
     assert report["settings"]["distance_unit"] == "px" and "HD95 [px]" in capsys.readouterr().out
     values = {(row["method"], row["structure"], row["score"]): row["mean"] for row in report["summary"]}
@@ -336,7 +324,7 @@ def test_unfair_comparisons_are_said_loudly(folders, tmp_path, capsys):
     text = "\n".join(warnings_of(tmp_path / "report"))
     assert "patch_size [8, 32, 32] / [8, 64, 64]" in text
     assert f"other numbers of epochs: {BASELINE} 20, {OTHER} 30" in text
-    assert "Folds 0, 1 only" in text and "newer than validation/summary.json" in text and "4 cases: a Wilcoxon" in text
+    assert "Folds 0, 1 only" in text and "newer than validation/summary.json" in text and "4 cases only" in text
     assert "splits_final.json has another fold 1" in text and "another training began" in text
     assert "WARNING" in capsys.readouterr().out
     assert "Read this first" in (tmp_path / "report" / "report.html").read_text()
@@ -455,8 +443,6 @@ def test_files_that_do_not_fit_their_reference_are_named(folders, tmp_path, caps
     for image, message in (
         (good[:, :, 1:], "shape"),
         (changed(lambda i: i.SetSpacing([s * 1.1 for s in spacing])), "spacing ("),
-        (changed(lambda i: i.SetOrigin([1, 2, 3])), "origin (1, 2, 3), but its reference"),
-        (changed(lambda i: i.SetDirection([1, 0, 0, 0, 1, 0, 0, 0, 1])), "direction (1, 0, 0"),
         (out_of_range, "holds the values [7.0]; dataset.json declares [0, 1, 2, 3]"),
     ):
         sitk.WriteImage(image, str(file))
@@ -492,15 +478,15 @@ def test_output_folder(folders, tmp_path, capsys):
         ("-d 991 -tr a b", "nothing to compare: name trainings"),
         ("-d 991 -c 2d -tr a b -f 0 x", "-f x: expected fold numbers, or all"),
         ("-d 991 -c 2d -tr a b -f 0 00", "name each fold once"),
-        ("-d 991 -c 2d -tr a b --resamples 5", "--resamples 5: expected 100 or more"),
         ("-d 991 -c 2d -tr a b --surface-tolerance nan", "--surface-tolerance nan"),
         ("-d 991 -c 2d -tr a b --lesion-overlap 50", "--lesion-overlap 50: expected a fraction"),
         ("-d 991 -c 2d -tr a b -np 0", "-np 0: expected 1 or more"),
         ("--predictions a=x b=y", "--predictions needs --reference"),
         ("--predictions a=x -d 991 --reference .", "compare either"),
-        ("--predictions a=x --reference .", "name at least two folders"),
+        ("--predictions a=x --reference .", "use at least two names"),
         ("--predictions a b=x --reference .", "--predictions a: expected NAME=FOLDER"),
-        ("--predictions a=x a=y --reference .", "the name a is used twice"),
+        ("--predictions a=x a=y --reference .", "use at least two names"),
+        ("--predictions a=. b=. --reference .", "--predictions b=.: a names this folder too"),
         ("--predictions a=nowhere b=nowhere --reference .", "--predictions a=nowhere: no such folder"),
     ],
 )
@@ -552,7 +538,7 @@ def test_train_fills_in_what_is_missing(planned, tmp_path, monkeypatch, capsys):
 
     def run(*more):
         command = ["compare", "-d", "981", "-c", "3d_fullres", "-f", "0", "-tr", *trainers, "-o", str(output), "-np", "1"]
-        return main([*command, "--resamples", "100", "--device", "cpu", *more]), capsys.readouterr()
+        return main([*command, "--device", "cpu", *more]), capsys.readouterr()
 
     status, printed = run("-p", "nnUNetResEncUNetMPlans", "--train")
     assert status == 1 and "nnUNetResEncUNetMPlans.json: no such plans" in printed.err

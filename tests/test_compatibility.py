@@ -15,13 +15,17 @@ from nnunet_l2g import trainers
 
 MAIN = ("nnUNetTrainerL2GNet", "nnUNetTrainerGRCSF", "nnUNetTrainerGLUA")
 LARGE = ("ResEnc L, 3D", "ResEnc XL, 3D")  # in the long tail for all: ten seconds each
+OLDEST = ("2D", "3D")  # by CI with the oldest versions, too
 RESULTS = {}  # of this run: (trainer, setting) -> "" or the refusal
 
 
 def cells():
     for setting in SETTINGS:
         for name in STAGES:
-            marks = () if name in MAIN and setting not in LARGE else pytest.mark.long
+            if name in MAIN and setting not in LARGE:
+                marks = pytest.mark.oldest if setting in OLDEST else ()
+            else:
+                marks = pytest.mark.long
             yield pytest.param(name, setting, marks=marks, id=f"{name[13:]}-{setting}")
 
 

@@ -1,8 +1,10 @@
 """`nnunet_l2g doctor` and the other discovery commands say what is wrong, why, and what to do."""
 
 import configparser
+import importlib
 import os
 import shutil
+import sys
 
 import pytest
 from throwaway import ROOT, TRAINER, Environment
@@ -27,50 +29,48 @@ def test_doctor_finds_every_trainer(installed):
     assert "Searching in" not in done.stdout  # nnU-Net's chatter
 
 
-@pytest.mark.slow
-def test_doctor_names_the_opt_out_and_the_names_that_exist(installed):
-    done = installed.l2g("doctor", "-tr", TRAINER, f"{TRAINER}_fast", NNUNET_L2G_AUTOLOAD="0")
-    assert done.returncode == 1
-    assert "NNUNET_L2G_AUTOLOAD=0 switches it off" in done.stdout
-    assert f"NOT FOUND          {TRAINER}_fast" in done.stdout
-    assert "nnunet_l2g has it, but nnU-Net does not search" in done.stdout
-    assert "<Trainer>_<N>epochs_<M>iterations" in done.stdout
+def test_doctor_names_the_opt_out_and_the_names_that_exist(monkeypatch, capsys):
+    monkeypatch.setenv("NNUNET_L2G_AUTOLOAD", "0")
+    monkeypatch.delenv(autoload.VARIABLE, raising=False)
+    assert cli.main(["doctor", "-tr", TRAINER, f"{TRAINER}_fast"]) == 1
+    output = capsys.readouterr().out
+    assert "NNUNET_L2G_AUTOLOAD=0 switches it off" in output
+    assert f"NOT FOUND          {TRAINER}_fast" in output
+    assert "nnunet_l2g has it, but nnU-Net does not search" in output
+    assert "<Trainer>_<N>epochs_<M>iterations" in output
 
 
-@pytest.mark.slow
-def test_doctor_names_the_users_folder_that_cannot_be_imported(installed, user_folder):
+def test_doctor_names_the_users_folder_that_cannot_be_imported(user_folder, monkeypatch, capsys):
     (user_folder / "mine.py").write_text("import a_module_of_theirs")
-    ours = str(installed.site / "nnunet_l2g" / "_nnunet_ext")
-    folders = os.pathsep.join([ours, f"{user_folder}/nowhere", str(user_folder)])
-    names = (TRAINER, f"{TRAINER}_0epochs", "nnUNetTrainerOfMine")
-    done = installed.l2g("doctor", "-tr", *names, nnUNet_extTrainer=folders)
-    assert done.returncode == 1
-    assert f"PROBLEM            a module in {user_folder} cannot be imported" in done.stdout
-    assert "cause: ModuleNotFoundError: No module named 'a_module_of_theirs'" in done.stdout
-    assert f"{user_folder}/nowhere in nnUNet_extTrainer does not exist" in done.stdout
-    assert f"found              {TRAINER}  (" in done.stdout  # its folder comes first
-    assert "NOT FOUND          nnUNetTrainerOfMine" in done.stdout
-    assert "cause: ValueError: " in done.stdout  # a schedule of no epochs
+    folders = [autoload.trainers_folder(), f"{user_folder}/nowhere", str(user_folder)]
+    monkeypatch.setenv(autoload.VARIABLE, os.pathsep.join(folders))
+    assert cli.main(["doctor", "-tr", TRAINER, f"{TRAINER}_0epochs", "nnUNetTrainerOfMine"]) == 1
+    output = capsys.readouterr().out
+    assert f"PROBLEM            a module in {user_folder} cannot be imported" in output
+    assert "cause: ModuleNotFoundError: No module named 'a_module_of_theirs'" in output
+    assert f"{user_folder}/nowhere in nnUNet_extTrainer does not exist" in output
+    assert f"found              {TRAINER}  (" in output  # its folder comes first
+    assert "NOT FOUND          nnUNetTrainerOfMine" in output
+    assert "cause: ValueError: " in output  # a schedule of no epochs
 
 
-@pytest.mark.slow
-def test_doctor_names_a_torchvision_that_does_not_fit(tmp_path, wheel):
-    environment = Environment(tmp_path / "env", without=("torchvision",))
-    (environment.site / "torchvision").mkdir()
-    (environment.site / "torchvision" / "__init__.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')"
-    )
-    metadata = environment.site / "torchvision-0.1.dist-info"
+def test_the_cause_names_a_torchvision_that_does_not_fit(tmp_path, monkeypatch):
+    """As nnU-Net's look-up meets it: its trainers import timm, which imports torchvision."""
+    for name, content in (
+        ("timm", "import torchvision"),
+        ("torchvision", "raise RuntimeError('operator torchvision::nms does not exist')"),
+    ):
+        (tmp_path / f"{name}.py").write_text(content)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    metadata = tmp_path / "torchvision-0.1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\nRequires-Dist: torch==1.0\n")
-    environment.pip("install", wheel)
-    done = environment.l2g("doctor")
-    assert done.returncode == 1
-    assert "cause: RuntimeError: operator torchvision::nms does not exist" in done.stdout
-    assert "-> timm -> torchvision" in done.stdout
-    assert "torchvision 0.1, which asks for torch==1.0" in done.stdout
-    assert "pip uninstall -y torchvision, then pip install" in done.stdout
-    assert done.stderr == ""
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = "\n".join(lookup.explain(failing(lambda: importlib.import_module("timm"))))
+    assert "cause: RuntimeError: operator torchvision::nms does not exist" in lines
+    assert "timm -> torchvision" in lines
+    assert "torchvision 0.1, which asks for torch==1.0" in lines
+    assert "pip uninstall -y torchvision, then pip install" in lines
 
 
 def test_doctor_without_nnunet(tmp_path, wheel):

@@ -12,6 +12,7 @@ import torch
 from planned import ADAPTED, PLAIN
 from small_trainers import make
 
+from nnunet_l2g.errors import UserError
 from nnunet_l2g.training.ending import ending_cleanly
 
 TRAINER = "nnUNetTrainerL2GNet_9epochs_2iterations"
@@ -39,21 +40,52 @@ def wait_for(condition, seconds=120):
 
 @linux
 @pytest.mark.commands
-@pytest.mark.parametrize(
-    ("number", "everybody", "status"),
-    [(signal.SIGTERM, False, 143), (signal.SIGTERM, True, 143), (signal.SIGINT, True, -2), (signal.SIGKILL, False, -9)],
-    ids=["SIGTERM", "SIGTERM-to-all", "Ctrl-C", "SIGKILL"],
-)
-def test_a_signal_ends_training_and_all_its_workers(planned, tmp_path, number, everybody, status):
+def test_sigterm_ends_a_real_training_and_all_its_workers(planned, tmp_path):
     child = planned.start("nnUNetv2_train", *ARGUMENTS, nnUNet_results=str(tmp_path))
     wait_for(lambda: (fold(tmp_path) / "checkpoint_latest.pth").exists())
     assert len(session(child.pid)) >= 3  # with workers that load
-    (os.killpg if everybody else os.kill)(child.pid, number)
+    os.kill(child.pid, signal.SIGTERM)
     output, _ = child.communicate(timeout=60)
-    assert child.returncode == status, output
+    assert child.returncode == 143, output
     wait_for(lambda: not session(child.pid), 10)
     assert torch.load(fold(tmp_path) / "checkpoint_latest.pth", weights_only=False)["current_epoch"] >= 1
-    assert number == signal.SIGKILL or not list(fold(tmp_path).glob("*.partial"))
+    assert not list(fold(tmp_path).glob("*.partial"))
+
+
+def train_in_small(connection):
+    """A process group of its own with two forked workers, that waits."""
+    os.setsid()
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=time.sleep, args=(600,), daemon=True) for _ in range(2)]
+    with ending_cleanly(lambda: connection.send("ended")):
+        for worker in workers:
+            worker.start()
+        connection.send("started")
+        time.sleep(600)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("number", "everybody", "status", "told"),
+    [
+        (signal.SIGTERM, False, 143, True),
+        (signal.SIGTERM, True, 143, True),
+        (signal.SIGINT, True, 1, True),
+        (signal.SIGKILL, False, -9, False),
+    ],
+    ids=["SIGTERM", "SIGTERM-to-all", "Ctrl-C", "SIGKILL"],
+)
+def test_a_signal_ends_all_workers(number, everybody, status, told):
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=train_in_small, args=(theirs,))
+    child.start()
+    assert ours.recv() == "started"
+    assert len(session(child.pid)) == 3
+    (os.killpg if everybody else os.kill)(child.pid, number)
+    child.join(60)
+    assert child.exitcode == status and ours.poll() == told
+    wait_for(lambda: not session(child.pid), 10)
 
 
 @pytest.fixture
@@ -75,29 +107,32 @@ def disk(tmp_path):
 
 
 @linux
-@pytest.mark.commands
-def test_a_full_disk_is_named_and_the_last_checkpoint_is_intact(planned, disk):
-    results = disk(100)  # a checkpoint has about 20 MiB
-    child = planned.start("nnUNetv2_train", *ARGUMENTS, nnUNet_results=str(results))
-    latest = fold(results) / "checkpoint_latest.pth"
-    wait_for(latest.exists)
+def test_a_full_disk_is_named_and_the_last_checkpoint_is_intact(adapted_folders, disk):
+    results = disk(8)
+    trainer = make(adapted_folders, "L2GNet", "nnUNetPlans", results / "fold_0")
+    trainer.initialize()
+    latest = results / "fold_0" / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(latest))
+    before = latest.read_bytes()
     with open(results / "somebody else's", "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(2**16))
-    output, _ = child.communicate(timeout=120)
-    assert child.returncode == 1 and "No space left" in output.splitlines()[-1] + output.splitlines()[-2], output
-    assert torch.load(latest, weights_only=False)["current_epoch"] >= 1
+    with pytest.raises(UserError, match=r"checkpoint_latest.pth could not be written: No space left.*is intact"):
+        trainer.save_checkpoint(str(latest))
+    assert latest.read_bytes() == before
     (results / "somebody else's").unlink()
-    assert "Training done" in planned.run("nnUNetv2_train", *ARGUMENTS, "--c", nnUNet_results=str(results))
+    trainer.current_epoch = 1
+    trainer.save_checkpoint(str(latest))
+    assert torch.load(latest, weights_only=False)["current_epoch"] == 2
 
 
 @linux
-@pytest.mark.commands
-def test_a_read_only_results_folder_is_refused_before_anything_is_computed(planned, disk):
+def test_a_read_only_results_folder_is_refused_before_anything_is_computed(adapted_folders, disk, monkeypatch):
     results = disk(1)
     subprocess.run(["mount", "-o", "remount,ro", results], check=True)
-    output = planned.run("nnUNetv2_train", *ARGUMENTS, nnUNet_results=str(results), fails=True)
-    assert f"Read-only file system: '{results}" in output.splitlines()[-1] and "Epoch" not in output
+    monkeypatch.setenv("nnUNet_results", str(results))
+    with pytest.raises(OSError, match=f"Read-only file system: '{results}"):
+        make(adapted_folders, "L2GNet", "nnUNetPlans", results)
 
 
 def test_a_training_that_fails_ends_its_loaders_at_once(adapted_folders, tmp_path, monkeypatch):

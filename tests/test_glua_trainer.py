@@ -194,7 +194,7 @@ def test_masks_for_normalisation_are_each_domains_own(adapted_folders):
     assert ["MaskImageTransform" in n for n in names] == [False, True]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("threads_for_processes")
 def test_a_whole_training_on_the_loaders_without_any_label_of_the_target(adapted_folders):
     assert not adapted_folders.path("raw", TARGET, "labelsTr").exists()
     raw = adapted_folders.path("raw", TARGET)

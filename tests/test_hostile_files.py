@@ -26,7 +26,7 @@ from nnunet_l2g.adaptation.preprocessing import read_manifest
 from nnunet_l2g.cli import main
 from nnunet_l2g.comparison.measure import _first_case, measure
 from nnunet_l2g.comparison.models import Model
-from nnunet_l2g.comparison.results import Method
+from nnunet_l2g.comparison.results import Run
 from nnunet_l2g.comparison.training import case_names
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.untrusted import json_files
@@ -211,7 +211,7 @@ def test_plans_that_name_a_command_or_a_script_as_network(copied, tmp_path, caps
         one_error(capsys, inspect(model_folder, image, tmp_path / "out"), path, word, "torch.nn.Module")
         entry = Model("any", "nnUNetTrainer", "tinyPlans", "3d_fullres", model_folder)
         with pytest.raises(UserError, match=word):
-            measure([entry], [Method("any", {"case": path})], SOURCE, "cpu")
+            measure([entry], [Run("any", {"case": path})], SOURCE, "cpu")
 
 
 def test_a_payload_in_preprocessed_properties(source, tmp_path, marker):
@@ -244,7 +244,7 @@ def test_measuring_reads_voxels_and_no_properties(source, marker):
     (source / "tiny" / "case_0.b2nd").unlink()
     blosc2.asarray(image, urlpath=str(source / "tiny" / "case_0.b2nd"), chunks=(1, 2, 3, 4), blocks=(1, 1, 3, 4))
     (source / "tiny" / "case_0.pkl").write_bytes(pickle.dumps(Bomb(marker)))
-    found = _first_case(Method("any", {"case_0": Path()}), "tiny", SOURCE)
+    found = _first_case(Run("any", {"case_0": Path()}), "tiny", SOURCE)
     assert np.array_equal(found.numpy(), image)
     with pytest.raises(UserError, match=r"case_1.b2nd: cannot be read as a preprocessed image"):
         read_voxels(source / "tiny", "case_1")
@@ -286,7 +286,7 @@ def test_names_in_plans_and_descriptions(source, tmp_path, name):
     with pytest.raises(UserError, match="data_identifier of 3d_fullres"):
         case_names(source, "nnUNetPlans", "3d_fullres")
     with pytest.raises(UserError, match="data_identifier"):
-        _first_case(Method("any", {"case_0": Path()}), name, SOURCE)
+        _first_case(Run("any", {"case_0": Path()}), name, SOURCE)
     for key in ("plans_name", "dataset_name"):
         plans.write_text(good)
         edit_json(plans, lambda content, key=key: content.update({key: name}))

@@ -299,14 +299,32 @@ def test_channels_on_two_grids(tmp_path, capsys):
     [
         ({"shape": (12, 40, 35)}, "shape (12, 40, 35)"),
         ({"spacing": (4, 1.5, 2.6)}, "spacing"),
-        ({"origin": (-10, 5, 78)}, "origin"),
-        ({"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}, "direction"),
     ],
 )
 def test_labels_that_do_not_lie_on_the_image(plain, tmp_path, capsys, options, word):
     model, image, _ = plain
     _, label = write_case(tmp_path / "other", **options)
     refused(capsys, tmp_path, [label, word, image], model, image, label=label)
+
+
+@pytest.mark.parametrize(("name", "value"), [("origin", (-10, 5, 78)), ("direction", (1, 0, 0, 0, 1, 0, 0, 0, 1))])
+def test_a_label_whose_header_alone_differs_is_used_under_a_warning(plain, tmp_path, capsys, name, value):
+    model, image, label = plain
+    _, other = write_case(tmp_path / "other", **{name: value})
+    assert inspect(model, image, tmp_path / "right", label=label) == inspect(model, image, tmp_path / "out", label=other) == 0
+    assert f"WARNING: HEADERS DIFFER: the label {other} has origin" in capsys.readouterr().out
+    found, expected = read_summary(tmp_path / "out"), read_summary(tmp_path / "right")
+    assert found["segmentation"] == expected["segmentation"] and expected["warning"] is None
+    assert str(image) in found["warning"]
+
+
+def test_an_image_whose_name_begins_with_a_dot(plain, tmp_path, capsys):
+    model, image, _ = plain
+    hidden = image.with_name(f"._{image.name}")
+    hidden.write_bytes(bytes(100))
+    refused(capsys, tmp_path, [hidden, "begin with a dot"], model, hidden)
+    refused(capsys, tmp_path, [f"such as {image}"], model, image.parent)
+    hidden.unlink()
 
 
 def test_labels_with_unknown_values(plain, tmp_path, capsys):

@@ -133,7 +133,7 @@ def test_the_background_continues_what_is_visible(shape):
 def test_it_learns_what_can_be_predicted_and_how_well():
     """Stripes with noise on one half of the columns: the mean is learnt, the scale is that of the noise."""
     torch.manual_seed(0)
-    network = make(width=32)
+    network = make(width=16)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     stripes = torch.arange(16)[:, None].remainder(2).float().expand(16, 24)
     noise = torch.zeros(16, 24)

@@ -19,6 +19,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunet_l2g.compatibility import NNUNET_RANGE
 from nnunet_l2g.trainers import nnUNetTrainerL2GNet
 
+pytestmark = pytest.mark.oldest
+
 # what it is, its parameters, what of ours depends on it
 SIGNATURES = [
     (nnUNetTrainer.__init__, "self plans configuration fold dataset_json device", "trainers/base.py: __init__"),

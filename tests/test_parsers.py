@@ -9,7 +9,6 @@ import torch
 from fuzz import targets
 from test_hostile_files import edit_json, find_source, source  # noqa: F401 (a fixture)
 
-from nnunet_l2g.adaptation.fingerprint import load_fingerprint
 from nnunet_l2g.architectures import PlanNetwork
 from nnunet_l2g.comparison import slurm_runs
 from nnunet_l2g.comparison.curves import Curves, read_logs
@@ -20,9 +19,7 @@ from nnunet_l2g.demo.folder import open_folder
 from nnunet_l2g.demo.progress import TrainingProgress
 from nnunet_l2g.demo.report import read_scores
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.cases import Options, _is_scored
-from nnunet_l2g.evaluation.labels import Labels, read_labels
-from nnunet_l2g.evaluation.names import OVERLAP, SURFACE
+from nnunet_l2g.evaluation.labels import read_labels
 from nnunet_l2g.training.stages import load_stage
 from nnunet_l2g.untrusted.names import is_plain_name
 
@@ -135,43 +132,6 @@ def test_scores_of_the_demo_that_are_none(tmp_path):
         (tmp_path / "summary.json").write_text(content)
         with pytest.raises(UserError, match="start afresh with --overwrite"):
             read_scores(tmp_path / "summary.json", tmp_path / "dataset.json")
-
-
-def test_scores_in_a_cache_that_are_incomplete_are_none():
-    labels = Labels((("a", (1,)),), (0, 1), None, ".png", object)
-    good = {"a": dict.fromkeys([*OVERLAP, *SURFACE], float("nan")) | {"TP": 1, "FP": 0, "FN": 0}}
-    assert _is_scored(good, labels, Options())
-    assert not _is_scored(good, labels, Options(lesions=True))
-    for bad in ({}, {"b": good["a"]}, {"a": 3}, {"a": {**good["a"], "dice": None}}, {"a": {**good["a"], "TP": 10**400}}):
-        assert not _is_scored(bad, labels, Options())
-
-
-def test_a_fingerprint_without_its_numbers_is_made_anew(source, tmp_path):  # noqa: F811
-    from nnunet_l2g.adaptation.datasets import find_target
-    from nnunet_l2g.adaptation.fingerprint import _STATISTICS, FORMAT, file_entry
-
-    found = find_source()
-    target = find_target("991", found)
-    cases = {
-        case: {"files": [file_entry(Path(file)) | {"digest": "0"} for file in files], "shape": [2, 3, 4],
-               "spacing": [1.0] * 3, "direction": None}
-        for case, files in target.cases.items()
-    }  # fmt: skip
-    statistics = {"0": dict.fromkeys(_STATISTICS, 1.0)}
-    good = {"format": FORMAT, "dataset_name": target.name, "image_reader_writer": "SimpleITKIO", "cases": cases,
-            "median_relative_size_after_cropping": 1.0, "foreground_intensity_properties_per_channel": statistics}  # fmt: skip
-    path = tmp_path / "fingerprint.json"
-    path.write_text(json.dumps(good))
-    assert load_fingerprint(path, found, target) == good
-    for bad in (
-        {"median_relative_size_after_cropping": None},
-        {"foreground_intensity_properties_per_channel": {"0": {}}},
-        {"foreground_intensity_properties_per_channel": {"0": statistics["0"] | {"std": float("nan")}}},
-        {"cases": {case: entry | {"spacing": ["a"] * 3} for case, entry in cases.items()}},
-        {"cases": {case: entry | {"shape": [2]} for case, entry in cases.items()}},
-    ):
-        path.write_text(json.dumps(good | bad))
-        assert load_fingerprint(path, found, target) is None
 
 
 @pytest.mark.parametrize("content", [b".", b"J", b"settings", b"names"])

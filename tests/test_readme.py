@@ -27,11 +27,14 @@ def test_every_command_and_trainer_is_described_and_every_one_described_exists()
         assert hasattr(trainers, name), f"README mentions {name}, which does not exist"
 
 
-def test_links_and_pictures_exist():
+def test_links_pictures_and_named_files_exist():
     for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
+        for name in re.findall(r"`((?:tests|benchmarks|docs)/[\w/.]+)`", text):
+            assert (ROOT / name).exists(), f"{document.name} names {name}"
 
 
 def test_help_is_quick_and_names_every_command(capsys):

@@ -68,8 +68,7 @@ def test_a_channel_that_stays_does_not_warn_where_another_is_turned(adapted_fold
     assert trainer.polarity.tolist() == [-1, 1]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("negative")
+@pytest.mark.usefixtures("negative", "threads_for_processes")
 def test_full_images_are_validated_as_negatives_and_the_data_set_stays_nnunets(adapted_folders):
     trainer = make(adapted_folders, NAME)
     trainer.fold = "all"  # for which nnU-Net asks the data set's class for more than with a number

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from throwaway import ROOT, Environment
@@ -59,7 +60,7 @@ def test_a_broken_autoload_module(environment, content):
     assert start(environment) == b""
 
 
-@pytest.mark.parametrize("left", ["a folder", "a file for the package", "a broken package"])
+@pytest.mark.parametrize("left", ["nothing", "a folder", "a file for the package", "a broken package"])
 def test_remains_of_a_package(environment, left):
     package = environment.site / "nnunet_l2g"
     if left == "a folder":
@@ -69,13 +70,14 @@ def test_remains_of_a_package(environment, left):
         (package / "__init__.py").write_text("raise SystemExit(1)")
     else:
         shutil.rmtree(package)
-        package.write_text("")
+        if left == "a file for the package":
+            package.write_text("")
     try:
         assert start(environment) == b""
     finally:
         if package.is_file():
             package.unlink()
-            package.mkdir()
+        package.mkdir(exist_ok=True)
 
 
 def test_a_folder_of_trainers_that_is_gone_is_named_and_hurts_nobody(environment):
@@ -134,3 +136,25 @@ def test_a_read_only_site_packages_is_one_clear_line(editable):
     done = editable.start("unshare", "-m", "sh", "-c", script, editable.site, command, "unregister")
     assert done.returncode == 1 and "cannot change" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert editable.files() == registered and editable.variable()
+
+
+# commands that have to be quick
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "env", "register", "unregister"])
+def test_light_commands_import_no_torch(tmp_path, command):
+    """Not installed anywhere, so that `register` finds nothing to write."""
+    (tmp_path / "nnunet_l2g").symlink_to(ROOT / "nnunet_l2g")
+    code = (
+        "import sys; from nnunet_l2g.cli import main\n"
+        "try: status = main(sys.argv[1:])\n"
+        "except SystemExit as error: status = error.code\n"
+        "print(status, [name for name in sys.modules if name.split('.')[0] in ('torch', 'nnunetv2', 'numpy')])"
+    )
+    child = subprocess.run(
+        [sys.executable, "-S", "-c", code, command], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    status = 1 if "register" in command else 0
+    assert child.stdout.splitlines()[-1:] == [f"{status} []"], child.stdout + child.stderr
+    assert not any(path.suffix in (".pth", ".start") for path in tmp_path.iterdir())

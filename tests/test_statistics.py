@@ -1,6 +1,8 @@
-"""Paired statistics against scipy, statsmodels, enumeration and numbers worked out by hand."""
+"""Runs, cases and folds: simulation under the null, scipy's tests and a mixed model of statsmodels where they say the same."""
 
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,72 +10,177 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nnunet_l2g.comparison.statistics import bootstrap_interval, compare_paired, holm, wilcoxon_p
+from nnunet_l2g.comparison.statistics import compare_runs, holm, run_variance
 
 P_VALUES = st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=8)
+NOISE, DRAWS = 0.03, 4000
+SPREADS = [(0, 0), (0.002, 0.01), (0.01, 0), (0.01, 0.02), (0.06, 0.02)]  # SD of runs, of method x case
 
 
-def test_by_hand():
-    baseline = np.array([0.5, 0.6, 0.7, 0.8, np.nan, np.nan])
-    method = np.array([0.6, 0.6, 0.8, 0.7, 0.9, np.nan])
-    result = compare_paired(baseline, method, resamples=100)
-    assert (result.n, result.dropped, result.wins, result.ties, result.losses) == (4, 1, 2, 1, 1)
-    assert (result.baseline, result.method, result.difference) == pytest.approx((0.65, 0.675, 0.025))
-    distances = compare_paired(baseline, method, higher_is_better=False, resamples=100)
-    assert (distances.wins, distances.ties, distances.losses) == (1, 1, 2)
-    assert (distances.difference, distances.p) == (result.difference, result.p)
+def simulate(generator, runs, cases, folds=1, spreads=((0.01, 0.01),), draws=DRAWS, noise=NOISE):
+    """For each of `spreads` two equal methods, (draws, R, n) each, and the fold of each case."""
+    fold_of = np.arange(cases) % folds
+    case = generator.normal(0, 0.05, (draws, 1, cases))
+    parts = [
+        (
+            generator.standard_normal((draws, number, folds))[..., fold_of],
+            generator.standard_normal((draws, 1, cases)),
+            case + noise * generator.standard_normal((draws, number, cases)),
+        )
+        for number in runs
+    ]
+    for run_sd, method_sd in spreads:
+        yield *(run_sd * run + method_sd * both + rest for run, both, rest in parts), fold_of
 
 
-def test_nothing_to_compare_and_no_difference():
-    nothing = compare_paired([np.nan, 1], [1, np.nan])
-    assert (nothing.n, nothing.dropped) == (0, 2) and np.isnan(nothing.difference) and np.isnan(nothing.p)
-    same = compare_paired([0.1 + 0.2, 1], [0.3, 1])
-    assert (same.difference, same.low, same.high, same.p, same.ties) == (0, 0, 0, 1, 2)
-    one = compare_paired([0.1], [0.2])
-    assert one.n == 1 and np.isnan(one.low) and one.p == 1
-    with pytest.raises(ValueError, match=r"baseline \(2,\), method \(3,\)"):
-        compare_paired([1, 2], [1, 2, 3])
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.sampled_from([d for d in range(-6, 7) if d]), min_size=1, max_size=9))
-def test_wilcoxon_equals_enumeration_of_all_signs(differences):
-    """Under the null every sign is a coin's: p is the share of the 2^n rank sums as far from their mean as the one seen."""
-    ranks = stats.rankdata(np.abs(differences))
-    centre = ranks.sum() / 2
-    seen = abs(ranks[np.array(differences) > 0].sum() - centre)
-    sums = [sum(r for r, s in zip(ranks, signs, strict=True) if s) for signs in itertools.product((0, 1), repeat=len(ranks))]
-    expected = np.mean(np.abs(np.array(sums) - centre) >= seen - 1e-9)
-    assert wilcoxon_p(np.array(differences, float)) == pytest.approx(expected)
-
-
-def test_wilcoxon_equals_scipys():
+@pytest.mark.parametrize("folds", [1, 5])
+@pytest.mark.parametrize("runs", [(2, 2), (3, 3), (5, 5), (2, 5)])
+def test_equal_methods_are_seldom_called_different_and_the_interval_covers(runs, folds):
     generator = np.random.default_rng(0)
-    for size in (1, 5, 17, 50):
-        few = generator.normal(0.2, 1, size)
-        assert wilcoxon_p(few) == pytest.approx(stats.wilcoxon(few, method="exact").pvalue)
-        assert wilcoxon_p(np.append(few, [0.0, 0.0])) == wilcoxon_p(few)  # zeros are dropped
-    many = np.round(generator.normal(0.1, 1, 200), 1)
-    assert wilcoxon_p(many) == pytest.approx(stats.wilcoxon(many[many != 0], method="approx").pvalue)
-    assert wilcoxon_p(np.array([0.1] * 3 + [0.3 - 0.2] * 3)) == wilcoxon_p(np.full(6, 0.1))  # rounding breaks no tie
+    bound = 0.08 if min(runs) == 2 else 0.06
+    for cases in (6, 20, 100):
+        for spread, (*scores, fold_of) in zip(SPREADS, simulate(generator, runs, cases, folds, SPREADS), strict=True):
+            effect = compare_runs(*scores, fold_of)
+            assert np.mean(effect.p < 0.05) <= bound, (cases, spread)
+            assert np.mean(np.abs(effect.difference) <= effect.half_width) >= 1 - bound, (cases, spread)
+    assert np.mean(effect.p < 0.05) > 0.02  # runs far apart: not conservative without end
 
 
-def test_bootstrap_is_seeded_and_agrees_with_scipy_and_theory():
-    values = np.random.default_rng(1).normal(2.0, 1.0, 80)
-    low, high = bootstrap_interval(values, 20_000, seed=3)
-    assert (low, high) == bootstrap_interval(values, 20_000, seed=3)
-    assert (low, high) != bootstrap_interval(values, 20_000, seed=4)
-    oracle = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(0))
-    assert (low, high) == pytest.approx(tuple(oracle.confidence_interval), abs=0.01)
-    normal = stats.norm.interval(0.95, values.mean(), values.std() / np.sqrt(values.size))
-    assert (low, high) == pytest.approx(normal, abs=0.02)
-    assert bootstrap_interval(np.full(5, 0.7), 100, 0) == pytest.approx((0.7, 0.7))
+@pytest.mark.parametrize("cases", [6, 20, 100])
+def test_one_run_in_each_of_five_folds(cases):
+    generator = np.random.default_rng(1)
+    for *scores, fold_of in simulate(generator, (1, 1), cases, 5, SPREADS, draws=8000):
+        assert 0.03 < np.mean(compare_runs(*scores, fold_of).p < 0.05) <= 0.06
 
 
-def test_bootstrap_covers_the_mean_as_often_as_it_says():
+@pytest.mark.parametrize(("runs", "cases", "folds"), [(2, 6, 1), (3, 52, 1), (5, 20, 5)])
+def test_the_spread_between_runs_is_estimated_without_bias(runs, cases, folds):
     generator = np.random.default_rng(2)
-    intervals = [bootstrap_interval(generator.normal(size=30), 400, seed) for seed in range(300)]
-    assert 0.88 < np.mean([low <= 0 <= high for low, high in intervals]) < 0.98
+    for (sd, _), (scores, _, fold_of) in zip(SPREADS, simulate(generator, (runs, 1), cases, folds, SPREADS), strict=True):
+        estimates = run_variance(scores, fold_of)
+        assert abs(estimates.mean() - sd**2) < 4 * estimates.std() / np.sqrt(DRAWS)
+
+
+def test_six_runs_of_one_method_as_two_methods_of_three():
+    six = next(simulate(np.random.default_rng(3), (6,), 52, spreads=[(0.01, 0.01)], draws=2000))[0]
+    effect = compare_runs(six[:, :3], six[:, 3:])
+    assert np.mean(effect.p < 0.05) <= 0.06
+
+
+def test_two_runs_of_plain_nnunet_differ_and_say_nothing_of_methods():
+    path = Path(__file__).parents[1] / "benchmarks" / "search_hippocampus_2d_cpu.json"
+    first, second = json.loads(path.read_text())["rows"][:2]
+    assert first["trainer"] == second["trainer"]
+    scores = [np.array([[np.mean(list(case["dice"].values())) for case in run["cases"].values()]]) for run in (first, second)]
+    assert stats.ttest_rel(scores[0][0], scores[1][0]).pvalue < 1e-6  # what a test over cases would have said
+    effect = compare_runs(*scores)
+    assert effect.difference == pytest.approx(-0.0133, abs=1e-4)
+    assert np.isnan([effect.p, effect.half_width, effect.detectable, effect.runs_needed()]).all()
+
+
+def test_the_detectable_difference_is_detected_as_often_as_it_says():
+    """With the true variance known from one simulation, the effect `detectable` of it is found in 80 % of another."""
+    generator = np.random.default_rng(4)
+    ((baseline, method, fold_of),) = simulate(generator, (5, 5), 60)
+    effect = compare_runs(baseline, method, fold_of)
+    true_variance = 2 * (0.01**2 / 5 + 0.01**2 / 60 + NOISE**2 / 300)
+    assert effect.variance.mean() == pytest.approx(true_variance, rel=0.05)
+    size = np.mean(effect.detectable / np.sqrt(effect.variance)) * np.sqrt(true_variance)
+    assert 0.76 < np.mean(compare_runs(baseline, method + size, fold_of).p < 0.05) < 0.86
+
+
+def test_as_many_runs_as_are_needed_are_needed():
+    generator = np.random.default_rng(5)
+    ((baseline, method, _),) = simulate(generator, (3, 3), 60, spreads=[(0.02, 0)], draws=1)
+    shift = method[0] - method.mean() + baseline.mean()
+    few, many = (compare_runs(baseline[0], shift + size).runs_needed() for size in (0.1, 0.03))
+    assert 2 <= few < many < 99
+    assert compare_runs(baseline[0], shift + 1e-6).runs_needed() == np.inf
+    # ten times the runs, as scattered as these: their detectable difference is what runs_needed says of them
+    seen = compare_runs(baseline[0], shift + 0.03)
+    enough = int(many)
+    assert seen.difference == pytest.approx(0.03)
+    factor = 3 / enough
+    total = seen.fixed + (seen.variance - seen.fixed) * factor
+    assert (
+        np.sqrt(total) * stats.norm.ppf([0.975, 0.8]).sum()
+        <= 0.03
+        < 1.3 * np.sqrt(total) * 2.802 * np.sqrt(enough / (enough - 1))
+    )
+
+
+# known answers
+
+
+def test_welchs_t_where_only_runs_vary():
+    generator = np.random.default_rng(6)
+    first, second = generator.normal(0, 1, 3), generator.normal(1, 3, 4)
+    case = generator.normal(0, 1, 9)
+    effect = compare_runs(first[:, None] + case, second[:, None] + case)
+    assert effect.p == pytest.approx(stats.ttest_ind(first, second, equal_var=False).pvalue)
+    for runs in (first, second):
+        assert run_variance(runs[:, None] + case) == pytest.approx(runs.var(ddof=1))
+
+
+def test_paired_t_over_cases_where_all_runs_are_alike_and_over_folds_with_one_run():
+    generator = np.random.default_rng(7)
+    first, second = generator.normal(0, 1, (2, 15))
+    expected = stats.ttest_rel(second, first)
+    effect = compare_runs(np.tile(first, (3, 1)), np.tile(second, (2, 1)))
+    assert effect.p == pytest.approx(expected.pvalue)
+    low, high = expected.confidence_interval()
+    assert effect.half_width == pytest.approx((high - low) / 2) and effect.difference == pytest.approx((high + low) / 2)
+    folds = np.repeat(["0", "1", "4"], 5)
+    of_folds = (second - first).reshape(3, 5).mean(1)
+    assert compare_runs(first[None], second[None], folds).p == pytest.approx(stats.ttest_1samp(of_folds, 0).pvalue)
+
+
+def test_a_mixed_model_says_the_same():
+    """REML of y ~ method with random cases, method x case and runs; equal to mean squares in a balanced design."""
+    formula = pytest.importorskip("statsmodels.formula.api")
+    import pandas as pd
+
+    generator = np.random.default_rng(8)
+    ((baseline, method, _),) = simulate(generator, (3, 3), 8, spreads=[(0.06, 0.05)], draws=1)
+    y = np.stack([baseline[0], method[0] + 0.05])  # (2, 3, 8)
+    index = np.indices(y.shape).reshape(3, -1)
+    table = pd.DataFrame({"y": 100 * y.ravel(), "method": index[0], "run": index[0] * 3 + index[1], "case": index[2]})
+    table["pair"] = table["case"] * 2 + table["method"]
+    parts = {name: f"0 + C({name})" for name in ("case", "pair", "run")}
+    fit = formula.mixedlm("y ~ method", table, groups=np.ones(len(table)), vc_formula=parts, re_formula="0").fit()
+    effect = compare_runs(*y)
+    components = dict(zip(sorted(parts), fit.vcomp, strict=True))
+    assert min(components.values()) > 0.1  # none is cut off at 0
+    assert 100 * effect.difference == pytest.approx(fit.params["method"], rel=1e-6)
+    assert 100 * np.sqrt(effect.variance) == pytest.approx(fit.bse["method"], rel=1e-2)
+    assert 1e4 * np.mean([run_variance(side) for side in y]) == pytest.approx(components["run"], rel=2e-2)
+
+
+def test_nothing_to_compare_no_difference_and_a_constant_one():
+    ones = np.ones((3, 4))
+    same = compare_runs(ones * (0.1 + 0.2), ones * 0.3)
+    assert (same.difference, same.half_width, same.p, same.detectable) == (0, 0, 1, 0)
+    moved = compare_runs(ones * 0.5, ones * 0.75)
+    assert (moved.difference, moved.half_width, moved.p) == (0.25, 0, 0)
+    assert np.isnan(compare_runs(ones[:, :1], ones[:, :1]).p) and np.isnan(compare_runs(ones[:1], ones).p)
+    assert np.isnan(run_variance(ones[:1])) and np.isnan(run_variance(ones[:, :1]))
+    with pytest.raises(ValueError, match=r"baseline \(3, 4\), method \(3, 3\)"):
+        compare_runs(ones, ones[:, :3])
+
+
+def test_order_of_runs_and_cases_and_the_unit_do_not_matter():
+    generator = np.random.default_rng(9)
+    ((baseline, method, fold_of),) = simulate(generator, (2, 4), 30, 3, draws=1)
+    effect = compare_runs(baseline[0], method[0], fold_of)
+    order = generator.permutation(30)
+    again = compare_runs(10 * baseline[0][::-1, order] + 3, 10 * method[0][:, order] + 3, fold_of[order])
+    for name, unit in {"p": 1, "df": 1, "half_width": 10, "detectable": 10}.items():
+        assert getattr(again, name) == pytest.approx(unit * getattr(effect, name)), name
+    back = compare_runs(method[0], baseline[0], fold_of)
+    assert back.p == pytest.approx(effect.p) and back.difference == pytest.approx(-effect.difference)
+
+
+# Holm's correction
 
 
 def test_holm_by_hand():

@@ -17,7 +17,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from planned import PLAIN, RICH
+from planned import PLAIN, RICH, narrow
 
 from nnunet_l2g import compatibility, trainers
 from nnunet_l2g.architectures import GRCSF, L2GNet
@@ -40,7 +40,8 @@ def more_plans(planned):
             patch.setenv(name, value)
         for planner in RESENC.values():
             plan_experiment_dataset(981, planner)
-    assert all(planned.path("preprocessed", PLAIN, f"{identifier}.json").exists() for identifier in RESENC)
+    for identifier in RESENC:
+        narrow(planned.path("preprocessed", PLAIN, f"{identifier}.json"))
     plans = json.loads(planned.path("preprocessed", PLAIN, "nnUNetPlans.json").read_text())
     plans["plans_name"] = "cascadePlans"
     plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
@@ -82,11 +83,12 @@ PLANS = {
     "cascade": {"plans": "cascadePlans", "configuration": "3d_cascade_fullres"},
     **{f"ResEnc {name[16:-5]}": {"plans": name} for name in RESENC},
 }
+LARGE = ("ResEnc L", "ResEnc XL")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [nnUNetTrainerL2GNet, nnUNetTrainerGRCSF], ids=lambda m: m.__name__[13:])
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", [pytest.param(p, marks=pytest.mark.long) if p in LARGE else p for p in PLANS])
 def test_every_plan_trains_and_validates_a_step(nnunet_folders, more_plans, plan, method):
     trainer = make(nnunet_folders, method, **PLANS[plan])
     if method is nnUNetTrainerGRCSF and plan == "cascade":
@@ -332,3 +334,29 @@ def test_nnunets_own_function_finds_and_makes_the_trainer(nnunet_folders, monkey
     monkeypatch.setenv("nnUNet_extTrainer", nnunet_folders.environment["nnUNet_extTrainer"])
     trainer = get_trainer_from_args("981", "2d", 0, "nnUNetTrainerL2GNet_4epochs", device=CPU)
     assert type(trainer) is trainers.nnUNetTrainerL2GNet_4epochs
+
+
+def test_another_trainers_checkpoint_is_refused_before_an_epoch(nnunet_folders, monkeypatch):
+    """A user copies a checkpoint into another trainer's folder to save time, and continues with nnU-Net's command."""
+    monkeypatch.setenv("nnUNet_extTrainer", nnunet_folders.environment["nnUNet_extTrainer"])
+    first = make(nnunet_folders, configuration="2d")
+    first.initialize()
+    other = get_trainer_from_args("981", "2d", 0, "nnUNetTrainerL2GNetOneReference", device=CPU)
+    Path(other.output_folder).mkdir(parents=True, exist_ok=True)
+    first.save_checkpoint(f"{other.output_folder}/checkpoint_latest.pth")
+    with pytest.raises(RuntimeError, match="per_class: checkpoint 'none', here 1"):
+        maybe_load_checkpoint(other, True, False, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("nnUNetTrainerL2GNet_20epoch_", RuntimeError, "Could not find requested nnunet trainer nnUNetTrainerL2GNet_20epoch_"),
+        ("nnUNetTrainerL2GNet_0epochs", ValueError, "N epochs and M iterations have to be at least 1"),
+    ],
+)
+def test_a_wrong_name_is_refused_by_nnunets_own_function(nnunet_folders, monkeypatch, capsys, name, error, message):
+    monkeypatch.setenv("nnUNet_extTrainer", nnunet_folders.environment["nnUNet_extTrainer"])
+    with pytest.raises(error, match=message):
+        get_trainer_from_args("981", "2d", 0, name, device=CPU)
+    assert error is ValueError or "it has nnUNetTrainerL2GNet_<N>epochs" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import train_stub
 from train_stub import calls, write_checkpoint
 
 from nnunet_l2g.comparison import local_runs
-from nnunet_l2g.comparison.local_runs import cuda_devices, train_locally
+from nnunet_l2g.comparison.local_runs import Place, cuda_devices, places, train_locally
 from nnunet_l2g.comparison.models import FINISHED, Model
 from nnunet_l2g.comparison.training import LOGS, case_names, check_trainable, missing_trainings
 from nnunet_l2g.errors import UserError
@@ -25,11 +25,11 @@ import json, sys
 from pathlib import Path
 sys.path[:0] = json.loads(sys.argv[1])
 import test_training_runs as here
-from nnunet_l2g.comparison.local_runs import train_locally
+from nnunet_l2g.comparison.local_runs import Place, train_locally
 from nnunet_l2g.demo import runner
 runner.GRACE = (0.3, 0.3)
 try:
-    train_locally(here.trainings(Path(sys.argv[2]), "01"), ["0", "1"])
+    train_locally(here.trainings(Path(sys.argv[2]), "01"), [Place("a"), Place("b")])
 except runner.Interrupted:
     sys.exit(130)
 """
@@ -75,10 +75,11 @@ def alive(pid):
 # on one machine
 
 
-def test_trainings_spread_over_the_devices_each_seeing_its_own(stub, tmp_path, capsys):
+def test_trainings_spread_over_the_gpus_each_seeing_its_own(stub, tmp_path, monkeypatch, capsys):
     for fold in "01":
         mode(stub, fold, "meet")
-    train_locally(trainings(tmp_path, "01234"), ["3", "GPU-5c1f"])
+    monkeypatch.setattr(local_runs, "cuda_devices", lambda: ["3", "GPU-5c1f"])
+    train_locally(trainings(tmp_path, "01234"), places("cuda", None))
     records = calls(stub)
     assert sorted(folds_of(records)) == list("01234") and {record["cuda"] for record in records[:2]} == {"3", "GPU-5c1f"}
     for device in ("3", "GPU-5c1f"):  # never two at once on one
@@ -91,23 +92,33 @@ def test_trainings_spread_over_the_devices_each_seeing_its_own(stub, tmp_path, c
     assert not any(line.startswith("      epoch") for line in printed)
 
 
-def test_without_devices_one_after_the_other_and_nothing_is_set(stub, tmp_path, capsys):
-    train_locally(trainings(tmp_path, "01"))
+def test_on_a_cpu_one_after_the_other_and_nothing_is_set(stub, tmp_path, capsys):
+    train_locally(trainings(tmp_path, "01"), places("cpu", None))
     first, second = calls(stub)
     assert first["cuda"] is None and second["cuda"] is None and first["end"] <= second["begin"]
     assert "      epoch 5: train_loss -0.5" in capsys.readouterr().out
 
 
-def test_one_device_is_named_even_for_a_single_training(stub, tmp_path):
-    train_locally(trainings(tmp_path, "0", "cuda"), ["7"])
-    assert [record["cuda"] for record in calls(stub)] == ["7"] and "cuda" in calls(stub)[0]["argv"]
+def test_jobs_are_trainings_of_one_thread_side_by_side(stub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(local_runs, "available_cores", lambda: 2)
+    monkeypatch.setenv("PYTHONPATH", str(stub))  # without the tests' own way to one thread
+    for fold in "01":
+        mode(stub, fold, "meet")
+    train_locally(trainings(tmp_path, "012"), places("cpu", 2))
+    assert all(record["threads"] == [1, "1", "0"] for record in calls(stub)) and not trainings(tmp_path, "012")
+    printed = capsys.readouterr().out
+    assert "[1/3] on core 1 nnUNetv2_train" in printed and "      Any, fold 1: epoch 5: train_loss" in printed
+    with pytest.raises(UserError, match="--jobs 3: this process may use 2 cores; expected 1 to 2"):
+        places("cpu", 3)
+    with pytest.raises(UserError, match="--jobs 2: for trainings on a CPU"):
+        places("cuda", 2)
 
 
 def test_after_a_failure_what_runs_is_finished_and_nothing_is_started(stub, tmp_path, capsys):
     (stub / "seconds").write_text("0.3")
     mode(stub, 0, "fail")
     with pytest.raises(UserError) as error:
-        train_locally(trainings(tmp_path, "0123"), ["0", "1"])
+        train_locally(trainings(tmp_path, "0123"), [Place("a"), Place("b")])
     assert sorted(folds_of(calls(stub))) == ["0", "1"]
     assert [training.fold for training in trainings(tmp_path, "0123")] == ["0", "2", "3"]
     text = str(error.value)
@@ -121,7 +132,7 @@ def test_every_failure_is_named(stub, tmp_path):
     for fold in "01":
         mode(stub, fold, "fail")
     with pytest.raises(UserError) as error:
-        train_locally(trainings(tmp_path, "01"), ["0", "1"])
+        train_locally(trainings(tmp_path, "01"), [Place("a"), Place("b")])
     assert all(f"training Any, fold {fold} failed" in str(error.value) for fold in "01")
     assert "not started" not in str(error.value)
 
@@ -129,7 +140,7 @@ def test_every_failure_is_named(stub, tmp_path):
 def test_a_training_that_ends_well_but_unfinished_is_not_believed(stub, tmp_path, monkeypatch):
     monkeypatch.setattr(Model, "state", lambda *_: "missing")
     with pytest.raises(UserError, match=r"ended without an error, but .*fold_0 is missing; see .*log"):
-        train_locally(trainings(tmp_path, "0"))
+        train_locally(trainings(tmp_path, "0"), [Place()])
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
@@ -178,7 +189,7 @@ def test_a_half_written_checkpoint_is_set_aside_and_the_one_before_continued(stu
     write_checkpoint(training.folder / "checkpoint_latest.pth", 5)
     latest = training.folder / "checkpoint_latest.pth"
     latest.write_bytes(latest.read_bytes()[:-10])
-    train_locally([training])
+    train_locally([training], [Place()])
     assert calls(stub)[0]["argv"][-1] == "--c"
     assert "Epoch 3\n" not in training.log.read_text() and "Epoch 4\n" in training.log.read_text()
     assert (training.folder / "checkpoint_latest.broken").exists()
@@ -188,7 +199,7 @@ def test_only_half_of_a_checkpoint_begins_anew(stub, tmp_path):
     (training,) = trainings(tmp_path, "0")
     training.folder.mkdir(parents=True)
     (training.folder / "checkpoint_best.pth").write_bytes(b"PK\x03\x04 and no more")
-    train_locally([training])
+    train_locally([training], [Place()])
     assert "--c" not in calls(stub)[0]["argv"] and training.model.state("0") == FINISHED
 
 

@@ -33,7 +33,7 @@ def install(folder: Path) -> dict[str, str]:
 
 
 def calls(folder: Path) -> list[dict]:
-    """argv, CUDA_VISIBLE_DEVICES, begin and end of every training so far; end is None for one that was ended."""
+    """argv, CUDA_VISIBLE_DEVICES, threads, begin and end of every training so far; end is None for one that was ended."""
     records = {}
     for line in (folder / "calls").read_text().splitlines():
         record = json.loads(line)
@@ -53,7 +53,8 @@ def write_checkpoint(path: Path, epoch: int) -> None:
 
 def main() -> int:
     folder, argv = Path(os.environ[CONTROL]), sys.argv[1:]
-    note(folder, argv=argv, cuda=os.environ.get("CUDA_VISIBLE_DEVICES"), begin=time.time())
+    threads = [os.cpu_count(), os.environ.get("OMP_NUM_THREADS"), os.environ.get("nnUNet_n_proc_DA")]
+    note(folder, argv=argv, cuda=os.environ.get("CUDA_VISIBLE_DEVICES"), threads=threads, begin=time.time())
     dataset, configuration, fold = argv[:3]
     trainer, plans = argv[argv.index("-tr") + 1], argv[argv.index("-p") + 1]
     path = Path(os.environ["nnUNet_results"], dataset, f"{trainer}__{plans}__{configuration}", f"fold_{fold}")

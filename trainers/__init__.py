@@ -1,4 +1,4 @@
-"""The trainers nnU-Net finds by name, and their schedules, which are made on request."""
+"""The trainers nnU-Net finds by name; those with lengths and runs in their names are made on request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from nnunet_l2g.trainers.l2gnet import (
     nnUNetTrainerL2GNetOneReference,
 )
 from nnunet_l2g.trainers.random_intensity import nnUNetTrainerRandomIntensity
-from nnunet_l2g.training.schedules import make_scheduled_trainer
+from nnunet_l2g.training.names import make_trainer
 
 __all__ = [  # noqa: RUF022, in the order of README's table
     "nnUNetTrainerL2GNet",
@@ -59,13 +59,16 @@ __all__ = [  # noqa: RUF022, in the order of README's table
 
 
 def __getattr__(name: str) -> type:
-    """`nnUNetTrainerL2GNet_20epochs` and the like. Kept in this module, so that pickle and identity hold."""
+    """`nnUNetTrainerL2GNet_20epochs`, `nnUNetTrainer_run2` and others, kept in this module: pickle and identity hold."""
     try:
-        trainer = make_scheduled_trainer(name, {known: globals()[known] for known in __all__}, __name__)
+        trainer = make_trainer(name, {known: globals()[known] for known in __all__}, __name__)
     except AttributeError:
         if name.startswith(tuple(f"{known}_" for known in __all__)):  # a slip, or a user's own trainer elsewhere
-            print(f"nnunet_l2g has no {name} (it has {__all__[0]}_<N>epochs and {__all__[0]}_<N>epochs_<M>iterations, "
-                  "likewise for its other trainers); nnU-Net looks further.", file=sys.stderr)  # fmt: skip
+            print(
+                f"nnunet_l2g has no {name} (names are <Trainer>, <Trainer>_<N>epochs, <Trainer>_<N>epochs_<M>iterations, each "
+                "also with _run<K>: nnUNetTrainerL2GNet_20epochs_run2); nnU-Net looks further.",
+                file=sys.stderr,
+            )
         raise
     setattr(sys.modules[__name__], name, trainer)
     return trainer

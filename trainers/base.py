@@ -19,6 +19,7 @@ from nnunet_l2g.training.auxiliary import LossWithAuxiliary
 from nnunet_l2g.training.checkpoints import check_finite, remove_partial, serialised, set_previous_aside, write_atomically
 from nnunet_l2g.training.ending import ending_cleanly
 from nnunet_l2g.training.figure import draw_diagnostics
+from nnunet_l2g.training.names import set_lengths
 from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.random_state import get_random_state, set_random_state
 from nnunet_l2g.training.stages import Stage, cases_of, run_stage
@@ -30,7 +31,7 @@ RANDOM_KEY = "random_state"  # there, beside extra_state()
 class PluginTrainer(nnUNetTrainer):
     """Runs a PlanNetwork under a stock nnU-Net.
 
-    Beside nnUNetTrainer: schedules by name, stages before the segmenter, auxiliary losses, a hook after each optimiser step,
+    Beside nnUNetTrainer: lengths by name, stages before the segmenter, auxiliary losses, a hook after each optimiser step,
     diagnostics in log and figure, vanilla weights through `-pretrained_weights`, atomic checkpoints with what else a trainer
     needs to continue, and no old checkpoint left in a new run's way.
     """
@@ -48,13 +49,7 @@ class PluginTrainer(nnUNetTrainer):
         check_nnunet()
         self.continues = bool(plans.get("continue_training", False))  # nnU-Net pops it
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.epochs is not None:
-            self.num_epochs = self.epochs
-        if self.iterations is not None:
-            proportion = self.num_val_iterations_per_epoch / self.num_iterations_per_epoch
-            self.num_val_iterations_per_epoch = max(1, round(self.iterations * proportion))
-            self.num_iterations_per_epoch = self.iterations
-        self.save_every = max(1, min(self.save_every, self.num_epochs // 10))
+        set_lengths(self, self.epochs, self.iterations)
         self._nonfinite_steps = 0
         self._checkpoint_loaded = self._extra_loaded = False
         self._random_state: dict | None = None  # of the checkpoint that was loaded

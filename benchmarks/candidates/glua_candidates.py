@@ -1,6 +1,6 @@
 """A form of GLUA that has not earned its place: the local feature mask re-weights what the decoder reads, at prediction too.
 
-Found by nnU-Net as those of l2gnet_candidates.py; measured by `benchmarks/adaptation.py --methods ... reweighted`.
+Found by nnU-Net when this folder is in nnUNet_extTrainer; measured by `benchmarks/adaptation.py --methods ... reweighted`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from nnunet_l2g.architectures import GLUA
 from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
 from nnunet_l2g.layers.local_feature_mask import local_feature_mask
 from nnunet_l2g.trainers import nnUNetTrainerGLUA
-from nnunet_l2g.training.schedules import make_scheduled_trainer
 
 
 class ReweightedGLUA(GLUA):
@@ -43,12 +42,3 @@ class nnUNetTrainerGLUAReweighted(nnUNetTrainerGLUA):
     def initialize(self):
         super().initialize()
         self.alignment_of_features = AdversarialAlignment(self.raw_network.discriminator, self.mask)
-
-
-CANDIDATES = {"nnUNetTrainerGLUAReweighted": nnUNetTrainerGLUAReweighted}
-
-
-def __getattr__(name: str) -> type:
-    """Schedules, as nnunet_l2g.trainers makes them."""
-    globals()[name] = trainer = make_scheduled_trainer(name, CANDIDATES, __name__)
-    return trainer

@@ -4,6 +4,8 @@ nnU-Net imports it anew at each look-up and then drops it from sys.modules, so n
 another one each time and could not be pickled.
 """
 
+import re
+
 try:
     import nnunet_l2g.trainers as _trainers
 except ModuleNotFoundError as error:
@@ -14,7 +16,7 @@ except ModuleNotFoundError as error:
 
 
 def __getattr__(name: str) -> type:
-    """Asks the module itself, which keeps the trainers it made on request (..._50epochs)."""
-    if _trainers is None or not name.startswith("nnUNetTrainer"):
+    """Asks the module itself, which keeps the trainers it made on request (..._50epochs, nnUNetTrainer_run2)."""
+    if _trainers is None or not re.fullmatch(r"nnUNetTrainer\w*|\w+_(\d+(epochs?|iterations?)|run\d+)", name):
         raise AttributeError(f"no trainer of nnunet_l2g is called {name!r}")
     return getattr(_trainers, name)

@@ -11,12 +11,10 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_l2g.adaptation import plans as adapted
 from nnunet_l2g.adaptation.datasets import TARGET_KEY, Source, Target, check_preprocessed, find_source, find_target
-from nnunet_l2g.adaptation.digests import digest_json
 from nnunet_l2g.adaptation.fingerprint import (
     case_jobs,
     extract_fingerprint,
     geometries,
-    load_fingerprint,
     normalization,
     read_case,
 )
@@ -74,18 +72,13 @@ def adapt(source_id: str, target_id: str, configurations: list[str] | None, plan
     )
 
     fingerprint_file = base / adapted.target_folder(source, target.name) / "fingerprint.json"
-    fingerprint = load_fingerprint(fingerprint_file, source, target)
-    if fingerprint is None:
-        check_geometry(source, target.name, _probe(source, target))
+    check_geometry(source, target.name, _probe(source, target))
     source_data = {c: _checked_source_data(source, c, earlier.get(c)) for c in source.configurations}
-    new_fingerprint = fingerprint is None
-    if fingerprint is None:
-        fingerprint = extract_fingerprint(source, target, processes)
+    fingerprint = extract_fingerprint(source, target, processes)  # all images are read: only so is a change found
     for warning in check_geometry(source, target.name, geometries(fingerprint)):
         print(f"Warning: {warning}", flush=True)
-    if new_fingerprint:
-        fingerprint_file.parent.mkdir(parents=True, exist_ok=True)
-        _write(fingerprint_file, fingerprint)
+    fingerprint_file.parent.mkdir(parents=True, exist_ok=True)
+    new_fingerprint = _write_if_changed(fingerprint_file, fingerprint)
 
     schemes, masks = normalization(source, target, fingerprint)
     plans = adapted.normalised_plans(source, target, schemes, masks, fingerprint["foreground_intensity_properties_per_channel"])
@@ -146,10 +139,7 @@ def _checked_source_data(source: Source, configuration: str, earlier: dict | Non
 
 def _preprocess(plans: dict, entries: dict[str, dict], target: Target, fingerprint: dict, base: Path, processes: int) -> int:
     """Preprocesses for each configuration; those with the same data share it. Returns how many cases had to be made."""
-    inputs = {
-        case: digest_json([[file["name"], file["digest"]] for file in entry["files"]])
-        for case, entry in fingerprint["cases"].items()
-    }
+    inputs = {case: entry["digest"] for case, entry in fingerprint["cases"].items()}
     done: dict[str, str] = {}  # folder -> settings
     made = 0
     for configuration, entry in entries.items():

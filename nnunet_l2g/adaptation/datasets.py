@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.labels import read_dataset_json
+from nnunet_l2g.evaluation.labels import check_version, read_dataset_json
 from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
 from nnunet_l2g.untrusted.names import check_plain_name
 from nnunet_l2g.untrusted.plans import check_plans
@@ -168,7 +169,12 @@ def check_preprocessed(source: Source, configuration: str) -> None:
         raise UserError(f"{folder} holds files that are not nnU-Net's preprocessed data; {remedy}") from error
     segmentations = source.folder / "gt_segmentations"
     ending = source.dataset_json["file_ending"]
-    expected = {p.name[: -len(ending)] for p in segmentations.glob(f"*{ending}")}
+    expected = {p.name[: -len(ending)] for p in segmentations.glob(f"*{ending}") if not p.name.startswith(".")}
+    if left_out := _ending_in_seg(expected):
+        raise UserError(
+            f"{source.name}: nnU-Net leaves out cases whose names end in _seg, so it does not train on {left_out}; rename "
+            f"their images and labels in {nnUNet_raw}, and run `nnUNetv2_plan_and_preprocess -d {source.id}` again"
+        )
     parts = [".pkl", "_seg.b2nd"] if any(folder.glob("*.b2nd")) else [".pkl"]
     torn = {case for case in found if not all((folder / f"{case}{part}").exists() for part in parts)}
     missing = sorted((expected - found) | torn)
@@ -177,6 +183,11 @@ def check_preprocessed(source: Source, configuration: str) -> None:
         if expected:
             what = f"{len(missing)} of {len(expected)} cases are missing, {missing[0]} first"
         raise UserError(f"the preprocessing of {source.name} for {configuration} is not finished: {what}; {remedy}")
+
+
+def _ending_in_seg(cases: Iterable[str]) -> str:
+    """The cases that nnU-Net's loader would take for the segmentation of another one, CASE_seg.b2nd; "" if there are none."""
+    return ", ".join(sorted(case for case in cases if case.endswith("_seg")))
 
 
 def find_target(identifier: str, source: Source) -> Target:
@@ -202,6 +213,7 @@ def find_target(identifier: str, source: Source) -> Target:
             "a source with the same number of channels"
         )
     ending = source.dataset_json["file_ending"]
+    check_version(dataset_json, folder / "dataset.json")
     if dataset_json.get("file_ending") != ending:
         raise UserError(
             f"{name} has file_ending {dataset_json.get('file_ending')!r}, the source has {ending!r}; nnU-Net "
@@ -213,7 +225,14 @@ def find_target(identifier: str, source: Source) -> Target:
             f"{name} asks for the reader {asked}, the source's plans have {reader}, with which nnU-Net will "
             "predict; remove overwrite_image_reader_writer from the target's dataset.json, or plan the source so"
         )
-    return Target(name, folder, channels, list_images(name, folder, dataset_json, ending))
+    cases = list_images(name, folder, dataset_json, ending)
+    if clashing := _ending_in_seg(cases):
+        of_others = "".join(f"; {case} and {case}_seg write one file" for case in sorted(cases) if f"{case}_seg" in cases)
+        raise UserError(
+            f"{name} has cases whose names end in _seg: {clashing}{of_others}. nnU-Net keeps the segmentation of CASE in "
+            "CASE_seg.b2nd and leaves such cases out; rename their images"
+        )
+    return Target(name, folder, channels, cases)
 
 
 def list_images(name: str, folder: Path, dataset_json: dict, ending: str) -> dict[str, list[str]]:
@@ -239,7 +258,8 @@ def list_images(name: str, folder: Path, dataset_json: dict, ending: str) -> dic
         if not images.is_dir():
             raise UserError(f"{images} is missing: the target {name} has no images; put them there (labels are not needed)")
         cases = {}
-        for file in sorted(path for path in images.iterdir() if path.name.endswith(ending)):
+        visible = (path for path in images.iterdir() if not path.name.startswith("."))  # macOS leaves ._NAME beside NAME
+        for file in sorted(path for path in visible if path.name.endswith(ending)):
             match = re.fullmatch(rf"(.+)_\d{{4}}{re.escape(ending)}", file.name)
             if match is None:
                 raise UserError(f"{file}: expected CASE_0000{ending}, with the channel's four digits; rename it")
@@ -251,9 +271,12 @@ def list_images(name: str, folder: Path, dataset_json: dict, ending: str) -> dic
     usual = max(map(len, cases.values()))
     for case, files in cases.items():
         gone = [file for file in files if not os.path.isfile(file)]  # False, too, for what can be no name
-        if len(files) != usual or gone:
+        if gone:
+            kind = "is a folder" if os.path.isdir(gone[0]) else "is no file, or a link to none"
+            raise UserError(f"case {case} of {name}: {gone[0]} {kind}; put the image there, or remove the case")
+        if len(files) != usual:
             raise UserError(
-                f"case {case} of {name} has {len(files) - len(gone)} image file(s), expected {usual} like other "
+                f"case {case} of {name} has {len(files)} image file(s), expected {usual} like other "
                 "cases; add what is missing or remove the case"
             )
     return cases

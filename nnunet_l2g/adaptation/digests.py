@@ -1,10 +1,12 @@
-"""Short hashes of values, files and folders: what adapt remembers, to know later what has changed."""
+"""Short hashes of values, arrays, files and folders: what adapt remembers, to know later what has changed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
+
+import numpy as np
 
 _PIECES, _PIECE = 4, 1 << 16  # a large file is judged by its size and this many pieces of 64 KiB, first and last among them
 
@@ -14,13 +16,9 @@ def digest_json(value: object) -> str:
     return _hash(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
-def digest_file(path: Path) -> str:
-    """32 hex digits of all bytes. OSError if the file cannot be read."""
-    hasher = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            hasher.update(block)
-    return hasher.hexdigest()
+def digest_array(array: np.ndarray) -> str:
+    """32 hex digits of the values, in C order."""
+    return _hash(np.ascontiguousarray(array).data)
 
 
 def digest_samples(path: Path) -> str:
@@ -47,5 +45,5 @@ def digest_folder(folder: Path, endings: tuple[str, ...]) -> str:
     return digest_json([[path.name, digest_samples(path)] for path in files])
 
 
-def _hash(content: bytes) -> str:
+def _hash(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()

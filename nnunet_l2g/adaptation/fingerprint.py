@@ -19,15 +19,14 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from nnunet_l2g.adaptation.datasets import Source, Target
-from nnunet_l2g.adaptation.digests import digest_file
+from nnunet_l2g.adaptation.digests import digest_array, digest_json
 from nnunet_l2g.adaptation.geometry import Geometry, direction_of
 from nnunet_l2g.adaptation.workers import run_parallel
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.inspection.geometry import geometry_difference
-from nnunet_l2g.untrusted.images import check_whole
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
+from nnunet_l2g.evaluation.geometry import geometry_difference
+from nnunet_l2g.untrusted.images import check_whole, unreadable
 
-FORMAT = 1
+FORMAT = 2
 _STATISTICS = ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5")  # of a channel
 SUBSTITUTE = "voxels above Otsu's threshold, per image and channel, within the nonzero box; no label was read"
 TOTAL_SAMPLES = 10_000_000  # intensities kept of all cases together, per channel; nnU-Net keeps 10^8
@@ -68,10 +67,8 @@ def _read_channels(job: CaseJob) -> tuple[np.ndarray, dict]:
         try:
             read.append(reader.read_images([file]))
         except Exception as error:  # whatever the reader's library raises
-            raise UserError(
-                f"case {job.case}: {file} cannot be read by {job.reader}, the reader of the source's plans "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); replace the file"
-            ) from error
+            whose = f"the source's reader {job.reader}"
+            raise UserError(f"case {job.case}: {unreadable(file, whose, error)}") from error
         check_whole(Path(file))
     first, properties = read[0]
     for file, (voxels, theirs) in zip(job.files, read, strict=True):
@@ -107,7 +104,6 @@ def body_mask(image: np.ndarray) -> np.ndarray:
 
 def _analyse(job: CaseJob) -> tuple[str, dict, list[np.ndarray]]:
     """The case's entry of the fingerprint, and a sample of its body's intensities for each channel."""
-    files = [file_entry(Path(file)) | {"digest": digest_file(Path(file))} for file in job.files]
     data, geometry = read_case(job)
     cropped, _, _ = crop_to_nonzero(data)
     samples = []
@@ -116,21 +112,15 @@ def _analyse(job: CaseJob) -> tuple[str, dict, list[np.ndarray]]:
             body_mask(channel)[None].astype(np.int8), channel[None], num_samples=job.samples
         )
         samples.append(np.asarray(drawn[0], np.float32))
+    lies = {"shape": list(geometry.shape), "spacing": list(geometry.spacing), "direction": geometry.direction}
     entry = {
-        "files": files,
-        "shape": list(geometry.shape),
+        # of what was read, not of the files: the spacing of a TIFF, and a header's voxels, may lie in another file
+        "digest": digest_json([digest_array(data), lies]),
+        **lies,
         "shape_after_crop": [int(n) for n in cropped.shape[1:]],
-        "spacing": list(geometry.spacing),
-        "direction": geometry.direction,
         "relative_size_after_cropping": float(np.prod(cropped.shape[1:]) / np.prod(geometry.shape)),
     }
     return job.case, entry, samples
-
-
-def file_entry(path: Path) -> dict:
-    """What tells cheaply that a file is the same as before."""
-    status = path.stat()
-    return {"name": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def case_jobs(source: Source, target: Target, samples: int = 0) -> list[CaseJob]:
@@ -140,7 +130,7 @@ def case_jobs(source: Source, target: Target, samples: int = 0) -> list[CaseJob]
 
 
 def extract_fingerprint(source: Source, target: Target, processes: int) -> dict:
-    """The target's fingerprint: nnU-Net's keys, and "cases" with the files it was made of. UserError for unusable images."""
+    """The target's fingerprint: nnU-Net's keys, and "cases" with a digest of what was read. UserError for unusable images."""
     samples = max(1, TOTAL_SAMPLES // len(target.cases))
     results = sorted(
         run_parallel(_analyse, case_jobs(source, target, samples), processes, f"Fingerprint of {target.name}"),
@@ -165,53 +155,6 @@ def extract_fingerprint(source: Source, target: Target, processes: int) -> dict:
         "median_relative_size_after_cropping": float(np.median([e["relative_size_after_cropping"] for e in cases.values()])),
         "cases": cases,
     }
-
-
-def load_fingerprint(path: Path, source: Source, target: Target) -> dict | None:
-    """The fingerprint in `path` if it was made of the images that are there now, else None.
-
-    A file whose size and time are as recorded counts as the same; one with another time is hashed.
-    """
-    try:
-        fingerprint = read_object(path)
-        same = (
-            fingerprint["format"] == FORMAT
-            and fingerprint["dataset_name"] == target.name
-            and fingerprint["image_reader_writer"] == source.plans["image_reader_writer"]
-            and len(fingerprint["foreground_intensity_properties_per_channel"]) == len(target.channel_names)
-            and set(fingerprint["cases"]) == set(target.cases)
-            and all(_same_files(fingerprint["cases"][case]["files"], files) for case, files in target.cases.items())
-            and _is_complete(fingerprint)
-        )
-    except DAMAGE:
-        return None
-    return fingerprint if same else None
-
-
-def _is_complete(fingerprint: dict) -> bool:
-    """Whether what is taken out of it later is there: numbers where numbers are expected."""
-    statistics = fingerprint["foreground_intensity_properties_per_channel"]
-    numbers = [value for channel in range(len(statistics)) for value in (statistics[str(channel)][key] for key in _STATISTICS)]
-    for geometry in geometries(fingerprint):
-        direction = [] if geometry.direction is None else np.array(geometry.direction, float).ravel().tolist()
-        numbers += [*geometry.shape, *geometry.spacing, *direction]
-        if (len(geometry.shape), len(geometry.spacing)) != (3, 3) or len(direction) not in (0, 4, 9):
-            return False
-    numbers.append(fingerprint["median_relative_size_after_cropping"])
-    digests = [file["digest"] for entry in fingerprint["cases"].values() for file in entry["files"]]
-    return all(isinstance(digest, str) for digest in digests) and bool(np.isfinite(np.array(numbers, float)).all())
-
-
-def _same_files(entries: list[dict], files: list[str]) -> bool:
-    if len(entries) != len(files):
-        return False
-    for entry, file in zip(entries, map(Path, files), strict=True):
-        now = file_entry(file)
-        if now["name"] != entry["name"] or now["size"] != entry["size"]:
-            return False
-        if now["mtime_ns"] != entry["mtime_ns"] and digest_file(file) != entry["digest"]:
-            return False
-    return True
 
 
 def geometries(fingerprint: dict) -> list[Geometry]:

@@ -47,7 +47,7 @@ class CaseJob:
 
     case: str
     files: list[str]
-    inputs: str  # digest of the files
+    inputs: str  # digest of what was read
     plans: dict  # adapted
     configuration: str
     settings: str  # digest of `settings_of`
@@ -115,7 +115,7 @@ def preprocess_target(
     Parameters
     ----------
     cases : case -> image files
-    inputs : case -> digest of the files' content
+    inputs : case -> digest of what was read of its files
     """
     settings = settings_of(plans, configuration)
     wanted = digest_json(settings)

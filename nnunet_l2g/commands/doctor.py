@@ -139,5 +139,10 @@ def report_trainer(name: str, own: list[str]) -> bool:
     if name in own:
         detail([f"nnunet_l2g has it, but nnU-Net does not search nnunet_l2g's folder: see {VARIABLE} above"])
     else:
-        detail([f"nnunet_l2g has {', '.join(own)}, and each as <Trainer>_<N>epochs or <Trainer>_<N>epochs_<M>iterations"])
+        detail(
+            [
+                f"nnunet_l2g has {', '.join(own)}; any trainer also as <Trainer>_<N>epochs, <Trainer>_<N>epochs_<M>iterations, "
+                "and each of these with _run<K>"
+            ]
+        )
     return False

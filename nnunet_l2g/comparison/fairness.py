@@ -8,19 +8,37 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_l2g.comparison.models import Model, nnunet_folder
-from nnunet_l2g.comparison.results import Inputs, Method, read_plans
+from nnunet_l2g.comparison.results import Inputs, Run, read_plans
 from nnunet_l2g.comparison.summaries import disagreements
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.folders import some
 from nnunet_l2g.untrusted.json_files import DAMAGE, read_json
 
-FEW_CASES = 6  # below, no two-sided Wilcoxon test can reach p < 0.05
+FEW_CASES = 6
 NOT_COMPARED = ("data_identifier", "architecture", "network_arch_class_name")  # the method's own business, or only a name
 
 
-def model_warnings(models: list[Model], folds: list[str], methods: list[Method], dataset: str) -> list[str]:
-    """Differences of plans, epochs and splits, checkpoints newer than their validation, and folds that prove little."""
-    warnings = [*_plans(models), *_epochs(methods), *_stale(models, folds), *_splits(methods, dataset)]
+def model_warnings(models: list[Model], folds: list[str], runs: list[Run], dataset: str) -> list[str]:
+    """Differences of plans, epochs and splits, checkpoints newer than their validation, and folds that prove little.
+
+    models, runs : of all methods, in one order
+
+    Raises
+    ------
+    UserError : runs of one method were trained with other plans or other numbers of epochs
+    """
+    first = []
+    for model, run in zip(models, runs, strict=True):
+        if model.run == 1:
+            first.append((model, run))
+        else:
+            _check_run(*first[-1], model, run)
+    warnings = [
+        *_plans([model for model, _ in first]),
+        *_epochs([run for _, run in first]),
+        *_stale(models, folds),
+        *_splits(runs[0], dataset),
+    ]
     if "all" in folds:
         warnings.append("Fold all validates on its own training cases: these scores say nothing about new images.")
     elif len(folds) < 5:
@@ -32,22 +50,34 @@ def model_warnings(models: list[Model], folds: list[str], methods: list[Method],
     return warnings
 
 
-def score_warnings(inputs: Inputs, scores: dict[tuple[str, str], dict[str, dict]]) -> list[str]:
+def score_warnings(inputs: Inputs, scores: dict[tuple[str, int, str], dict[str, dict]]) -> list[str]:
     """Too few cases for the test, and Dice that is not what nnU-Net's summary says."""
     warnings = []
     if len(inputs.cases) < FEW_CASES:
         warnings.append(
-            f"{len(inputs.cases)} cases: a Wilcoxon signed-rank test needs at least {FEW_CASES} to reach p < 0.05, "
-            "and bootstrap intervals of so few are too narrow."
+            f"{len(inputs.cases)} case{'s' * (len(inputs.cases) > 1)} only: what holds for so few says little about others; "
+            "below two, there is no interval."
         )
+    numbers = {method.name: len(method.runs) for method in inputs.methods if not method.ensemble}
+    if len(set(numbers.values())) > 1:
+        shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
+        warnings.append(f"Unequal numbers of runs: {shown}. The method with fewer limits what can be seen.")
     for method in inputs.methods:
-        mine = {case: scores[method.name, case] for case in inputs.cases}
-        different = disagreements(method.summaries, mine, inputs.labels.structures)
-        if different:
-            warnings.append(
-                f"{method.name}: Dice of {some(different)} is not what nnU-Net's summary.json says; predictions or "
-                "references changed after the validation. Validate again (nnUNetv2_train ... --val)."
-            )
+        all_scores = []
+        for number, run in enumerate(method.runs, 1):
+            mine = {case: scores[method.name, number, case] for case in inputs.cases}
+            if mine in all_scores:
+                twin = method.runs[all_scores.index(mine)].name
+                warnings.append(
+                    f"{run.name} and {twin} have the same scores in every case: they may be copies of one training."
+                )
+            all_scores.append(mine)
+            different = disagreements(run.summaries, mine, inputs.labels.structures)
+            if different:
+                warnings.append(
+                    f"{run.name}: Dice of {some(different)} is not what nnU-Net's summary.json says; predictions or "
+                    "references changed after the validation. Validate again (nnUNetv2_train ... --val)."
+                )
     return warnings
 
 
@@ -78,6 +108,21 @@ def _plans(models: list[Model]) -> list[str]:
     return warnings
 
 
+def _check_run(first: Model, first_run: Run, model: Model, run: Run) -> None:
+    one, other = _resolved(first), _resolved(model)
+    differences = [
+        f"{key} {_short(one.get(key))} / {_short(other.get(key))}" for key in one | other if one.get(key) != other.get(key)
+    ]
+    epochs = [sorted(set(r.epochs.values())) for r in (first_run, run)]
+    if epochs[0] != epochs[1]:
+        differences.append(f"epochs {epochs[0]} / {epochs[1]}")
+    if differences:
+        raise UserError(
+            f"{model.folder} is no further run of {first.folder.name}: {'; '.join(differences)}. Runs differ in their random "
+            "numbers alone; train it again, or compare fewer runs"
+        )
+
+
 def _resolved(model: Model) -> dict:
     """The configuration with what it inherits."""
     plans = read_plans(model)
@@ -101,8 +146,8 @@ def _backbone(configuration: dict) -> object:
         return None
 
 
-def _epochs(methods: list[Method]) -> list[str]:
-    lengths = {method.name: sorted(set(method.epochs.values())) for method in methods}
+def _epochs(runs: list[Run]) -> list[str]:
+    lengths = {run.name: sorted(set(run.epochs.values())) for run in runs}
     if len({tuple(values) for values in lengths.values()}) < 2 and all(len(values) < 2 for values in lengths.values()):
         return []
     shown = ", ".join(f"{name} {' and '.join(map(str, values))}" for name, values in lengths.items())
@@ -128,7 +173,7 @@ def _stale(models: list[Model], folds: list[str]) -> list[str]:
     return warnings
 
 
-def _splits(methods: list[Method], dataset: str) -> list[str]:
+def _splits(run: Run, dataset: str) -> list[str]:
     """The cases that were validated are those of splits_final.json, if it can be found."""
     try:
         path = nnunet_folder("preprocessed") / dataset / "splits_final.json"
@@ -140,15 +185,13 @@ def _splits(methods: list[Method], dataset: str) -> list[str]:
         validation = [{str(case) for case in split["val"]} for split in read_json(path)]
     except DAMAGE as error:
         return [f"{path} cannot be read ({type(error).__name__}: {error}), so it is not known whether it was changed."]
-    return [
-        warning for fold in sorted(set(methods[0].folds.values())) for warning in _split(methods[0], fold, validation, path)
-    ]
+    return [warning for fold in sorted(set(run.folds.values())) for warning in _split(run, fold, validation, path)]
 
 
-def _split(method: Method, fold: str, validation: list[set[str]], path: Path) -> list[str]:
+def _split(run: Run, fold: str, validation: list[set[str]], path: Path) -> list[str]:
     if not fold.isdigit() or int(fold) >= len(validation):
         return []
-    validated = {case for case, number in method.folds.items() if number == fold}
+    validated = {case for case, number in run.folds.items() if number == fold}
     different = sorted(validated ^ validation[int(fold)])
     if not different:
         return []

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from nnunet_l2g.comparison.models import Model, nnunet_folder
-from nnunet_l2g.comparison.results import Method, read_plans
+from nnunet_l2g.comparison.results import Run, read_plans
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import read_dataset_json
 from nnunet_l2g.lookup import find_trainer, quiet
@@ -15,8 +15,8 @@ from nnunet_l2g.untrusted.network_classes import check_network_classes
 from nnunet_l2g.untrusted.preprocessed import read_voxels
 
 
-def measure(models: list[Model], methods: list[Method], dataset: str, device: str) -> list[dict[str, float]]:
-    """For each model: gflops, seconds_per_case and, on a GPU, memory_gib.
+def measure(models: list[Model], runs: list[Run], dataset: str, device: str) -> list[dict[str, float]]:
+    """For each model, with its run: gflops, seconds_per_case and, on a GPU, memory_gib.
 
     gflops : of one forward of one patch, a multiply-add counting two, as torch's counter knows the operations
     seconds_per_case : sliding window over the first validation case as preprocessed, with the checkpoint's mirroring; reading,
@@ -29,10 +29,10 @@ def measure(models: list[Model], methods: list[Method], dataset: str, device: st
     UserError : a model cannot be built or run here; names it
     """
     results = []
-    for model, method in zip(models, methods, strict=True):
+    for model, run in zip(models, runs, strict=True):
         print(f"measuring {model.name} on {device} ...", flush=True)
         try:
-            results.append(_measure_one(model, method, dataset, device))
+            results.append(_measure_one(model, run, dataset, device))
         except UserError:
             raise
         except Exception as error:  # a foreign network, a full GPU: anything can happen here
@@ -41,7 +41,7 @@ def measure(models: list[Model], methods: list[Method], dataset: str, device: st
     return results
 
 
-def _measure_one(model: Model, method: Method, dataset: str, device: str) -> dict[str, float]:
+def _measure_one(model: Model, run: Run, dataset: str, device: str) -> dict[str, float]:
     import torch
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -61,10 +61,10 @@ def _measure_one(model: Model, method: Method, dataset: str, device: str) -> dic
     patch = torch.zeros(1, channels, *configuration.patch_size, device=device)  # (1, C, *spatial)
     network = build(deep_supervision=False).eval()
     results = {"gflops": count_flops(network, patch) / 1e9}
-    image = _first_case(method, configuration.data_identifier, dataset)
+    image = _first_case(run, configuration.data_identifier, dataset)
     if image.shape[0] != channels:  # a cascade's second stage takes the first's segmentation too
         image = torch.cat([image, torch.zeros(channels - image.shape[0], *image.shape[1:])])
-    results["seconds_per_case"] = _time_inference(network, image, plans, configuration, labels, model, method, device)
+    results["seconds_per_case"] = _time_inference(network, image, plans, configuration, labels, model, run, device)
     if device == "cuda":
         del network
         results["memory_gib"] = _training_memory(build(deep_supervision=True), patch, configuration.batch_size)
@@ -81,19 +81,19 @@ def count_flops(network, patch) -> int:
     return counter.get_total_flops()
 
 
-def _first_case(method: Method, identifier: str, dataset: str):
+def _first_case(run: Run, identifier: str, dataset: str):
     """The first validation case as nnU-Net preprocessed it, (C, z, y, x)."""
     import torch
 
     check_plain_name(identifier, "--measure: data_identifier in the plans")
     folder: Path = nnunet_folder("preprocessed") / dataset / identifier
-    case = min(method.predictions)
+    case = min(run.predictions)
     if not folder.is_dir():
         raise UserError(f"--measure: {folder} is missing; run nnUNetv2_preprocess, or compare without --measure")
     return torch.from_numpy(read_voxels(folder, case)).float()
 
 
-def _time_inference(network, image, plans, configuration, labels, model, method, device) -> float:
+def _time_inference(network, image, plans, configuration, labels, model, run, device) -> float:
     import torch
 
     with quiet():
@@ -102,7 +102,7 @@ def _time_inference(network, image, plans, configuration, labels, model, method,
         predictor = nnUNetPredictor(
             perform_everything_on_device=device == "cuda", device=torch.device(device), verbose=False, allow_tqdm=False
         )
-    predictor.manual_initialization(network, plans, configuration, None, labels, model.trainer, method.mirroring)
+    predictor.manual_initialization(network, plans, configuration, None, labels, model.trainer, run.mirroring)
     if device == "cuda":
         predictor.predict_sliding_window_return_logits(image)  # cuDNN chooses its kernels
         torch.cuda.synchronize()

@@ -5,20 +5,23 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.training.names import has_run, run_name
 
 FINISHED, NOT_VALIDATED, UNFINISHED, MISSING = "finished", "not validated", "unfinished", "missing"
 
 
 @dataclass(frozen=True)
 class Model:
-    """One trainer with its plans and configuration.
+    """One run of one trainer with its plans and configuration.
 
-    name : in tables and plots: the trainer, with what tells it apart
+    name : in tables and plots: the trainer, with what tells it apart, and the run if it is not the first
     folder : nnU-Net's DatasetXXX/Trainer__Plans__Configuration
+    run : 1, 2, ...
     """
 
     name: str
@@ -26,6 +29,7 @@ class Model:
     plans: str
     configuration: str
     folder: Path
+    run: int = 1
 
     def fold(self, fold: str) -> Path:
         return self.folder / f"fold_{fold}"
@@ -77,19 +81,23 @@ def dataset_name(dataset: str) -> str:
     return found[0]
 
 
-def choose_models(dataset: str, trainers: list[str], plans: list[str], configurations: list[str]) -> list[Model]:
-    """One model for each position of the lists; a list of one serves all.
+def choose_models(
+    dataset: str, trainers: list[str], plans: list[str], configurations: list[str], runs: Sequence[int] = (1,)
+) -> list[list[Model]]:
+    """Of each method its models, run 1 to R; a method for each position of the lists, and a list of one serves all.
 
-    UserError if the lengths do not fit, fewer than two models are named, or one is named twice.
+    UserError if the lengths do not fit, fewer than two methods are named, one is named twice, or runs of a run are asked for.
     """
     count = max(len(trainers), len(plans), len(configurations))
     for option, values in (("-tr", trainers), ("-p", plans), ("-c", configurations)):
         if len(values) not in (1, count):
             raise UserError(
                 f"{option} {' '.join(values)}: {len(values)} names, but another of -tr, -p, -c has {count}; give "
-                "one name for all models, or one for each"
+                "one name for all methods, or one for each"
             )
-    triples = [tuple(values[i if len(values) > 1 else 0] for values in (trainers, plans, configurations)) for i in range(count)]
+    if len(runs) not in (1, count):
+        raise UserError(f"--runs {' '.join(map(str, runs))}: {count} methods are compared; give one number for all, or {count}")
+    triples = list(zip(*(_for_each(values, count) for values in (trainers, plans, configurations)), strict=True))
     if count < 2:
         raise UserError(
             f"-tr {trainers[0]}: nothing to compare it with; name at least two trainers (or plans, or "
@@ -98,22 +106,33 @@ def choose_models(dataset: str, trainers: list[str], plans: list[str], configura
     for triple in triples:
         if triples.count(triple) > 1:
             raise UserError(f"{' '.join(triple)} is named twice; name each model once")
+    numbers = _for_each(runs, count)
+    for (trainer, *_), number in zip(triples, numbers, strict=True):
+        if number > 1 and has_run(trainer):
+            raise UserError(
+                f"-tr {trainer} --runs {number}: the name says a run; name the trainer without it, --runs {number} takes "
+                f"runs 1 to {number}"
+            )
     folder = nnunet_folder("results") / dataset
     varies = [len({triple[i] for triple in triples}) > 1 for i in range(3)]
-    models = []
-    for triple in triples:
-        parts = [part for part, differs in zip(triple, varies, strict=True) if differs]
-        models.append(Model(" ".join(parts), *triple, folder / "__".join(triple)))
-    return models
+    methods = []
+    for (trainer, *rest), number in zip(triples, numbers, strict=True):
+        name = " ".join(part for part, differs in zip((trainer, *rest), varies, strict=True) if differs)
+        methods.append([])
+        for run in range(1, number + 1):
+            shown, of_run = name if run == 1 else f"{name} run {run}", (run_name(trainer, run), *rest)
+            methods[-1].append(Model(shown, *of_run, folder / "__".join(of_run), run))
+    return methods
+
+
+def _for_each(values: Sequence, count: int) -> Sequence:
+    return values if len(values) > 1 else list(values) * count
 
 
 def check_folds(models: list[Model], folds: list[str], dataset: str) -> None:
     """UserError unless every fold of every model is finished: names each that is not, and the command that mends it."""
     lines = []
     for model in models:
-        if not model.folder.is_dir():
-            lines.append(f"{model.folder}: no such model{_suggestion(model)}")
-            continue
         for fold in folds:
             state = model.state(fold)
             if state != FINISHED:
@@ -121,15 +140,15 @@ def check_folds(models: list[Model], folds: list[str], dataset: str) -> None:
                 arguments = " ".join(model.train_arguments(dataset, fold))
                 lines.append(f"{model.fold(fold)}: {state}; nnUNetv2_train {arguments}{extra}")
     if lines:
-        raise UserError(
-            "\n  ".join([f"{len(lines)} of the trainings to compare are not there; run them, or let --train do it:", *lines])
-        )
+        text = f"{len(lines)} of the trainings to compare are not there; run them, or let --train do it:"
+        names = [_suggestion(model) for model in models if model.run == 1 and not model.folder.is_dir()]  # slips, perhaps
+        raise UserError("\n  ".join([text, *lines, *names]))
 
 
 def _suggestion(model: Model) -> str:
     """Names that are there and look alike."""
-    if not model.folder.parent.is_dir():
-        return f" ({model.folder.parent.name} has no results at all)"
-    names = sorted(path.name for path in model.folder.parent.iterdir() if path.name.count("__") == 2)
+    results = model.folder.parent
+    names = sorted(path.name for path in results.glob("*__*__*")) if results.is_dir() else []
     close = difflib.get_close_matches(model.folder.name, names, n=3) or names[:5]
-    return f"; there are {', '.join(close)}" if close else f" ({model.folder.parent.name} has no results at all)"
+    there = f"there are {', '.join(close)}" if close else f"{results.name} has no results at all"
+    return f"{model.folder}: no such model; {there}"

@@ -7,8 +7,6 @@ from pathlib import Path
 from nnunet_l2g.demo.files import write_text
 from nnunet_l2g.output_folder import marker_of, open_folder
 
-CACHE = "cache"
-
 
 def open_output(path: Path) -> Path:
     """The folder's absolute path, made if missing. UserError as in `open_folder`."""

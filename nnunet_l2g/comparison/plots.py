@@ -51,7 +51,8 @@ def colour_and_marker(index: int) -> tuple[str, str]:
 
 
 def draw_differences(comparison: Comparison) -> Picture:
-    """Mean paired difference with its interval, one panel a score, one line a structure."""
+    """Mean paired difference with its interval and a dot for each run, one panel a score, one line a structure."""
+    baseline = comparison.methods[0]
     names = [name for name in DIFFERENCES if name in comparison.shown]
     columns = 2 if len(names) == 4 else min(3, len(names))
     lines = -(-len(names) // columns)
@@ -61,12 +62,22 @@ def draw_differences(comparison: Comparison) -> Picture:
     for panel, name in zip(axes.flat, names, strict=False):
         score = comparison.shown[name]
         table = comparison.paired[comparison.paired["score"] == name].set_index(["method", "structure"])
+        runs = comparison.runs[comparison.runs["score"] == name].set_index(["method", "structure", "of"])["mean"]
         panel.axvline(0, color="0.4", linewidth=1)
         for index, method in enumerate(others):
             colour, marker = colour_and_marker(index + 1)
             shift = (index - (len(others) - 1) / 2) * 0.7 / max(len(others), 2)
             for line, structure in enumerate(rows):
                 values = table.loc[(method, structure)]
+                for side, look in (
+                    (baseline, {"color": "0.4", "fillstyle": "none"}),
+                    (method, {"color": colour, "alpha": 0.5}),
+                ):
+                    dots = runs.loc[[(method, structure, side)]] - values["baseline_mean"]
+                    if len(dots) > 1:
+                        label = f"{baseline}, its runs" if side == baseline and index == line == 0 else None
+                        above = line + shift - 0.22
+                        panel.plot(dots, [above] * len(dots), ".", markersize=7, label=label, linestyle="none", **look)
                 panel.plot(
                     [values["low"], values["high"]], [line + shift] * 2, color=colour, linewidth=2, solid_capstyle="butt"
                 )
@@ -82,10 +93,11 @@ def draw_differences(comparison: Comparison) -> Picture:
         panel.axis("off")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     _legend(figure, handles, labels)
-    caption = (
-        f"Mean difference to {comparison.methods[0]} over cases (marker) with its 95 % bootstrap interval (bar); 0 is no "
-        "difference."
-    )
+    caption = f"Mean difference to {baseline} (marker); 0 is no difference."
+    if comparison.paired["p"].notna().any():
+        caption += " Bar: 95 % interval over runs and cases."
+    if any(len(method.runs) > 1 for method in comparison.inputs.methods):
+        caption += f" Dots: each run's mean less the mean of {baseline}; hollow dots are runs of {baseline} itself."
     return Picture("differences", "Differences by structure", caption, _png(figure))
 
 
@@ -97,7 +109,7 @@ def draw_scatter(comparison: Comparison) -> Picture:
     columns = min(3, len(others))
     lines = -(-len(others) // columns)
     figure, axes = _figure(lines, columns, (4.0 * columns + 0.4, 4.1 * lines + 0.5))
-    wide = comparison.cases.pivot(index=["structure", "case"], columns="method", values="dice")
+    wide = comparison.cases.pivot_table(index=["structure", "case"], columns="method", values="dice", dropna=False)
     lowest = np.nanmin(wide.to_numpy(float)) if wide.notna().to_numpy().any() else 0.0
     low = max(0.0, float(lowest) - 0.05) if np.isfinite(lowest) else 0.0
     span = max(1.0 - low, 0.05)
@@ -133,7 +145,8 @@ def draw_scatter(comparison: Comparison) -> Picture:
     handles = [Line2D([], [], color=c, marker=m, linestyle="none") for c, m in looks]
     _legend(figure, handles, [title(structure) for structure in structures])
     caption = (
-        "Dice of every case, one point for each structure: above the diagonal the method is better, below it the baseline."
+        "Dice of every case (mean of its runs), one point for each structure: above the diagonal the method is better, "
+        "below it the baseline."
     )
     return Picture("scatter", "Case by case against the baseline", caption, _png(figure))
 
@@ -148,7 +161,7 @@ def draw_shift(comparison: Comparison) -> Picture | None:
     plain = summary.set_index("method")["mean"]
     figure, axes = _figure(1, len(STRENGTHS), (2.6 * len(STRENGTHS), 3.4), sharey=True)
     for panel, (kind, strengths) in zip(axes.flat, STRENGTHS.items(), strict=True):
-        for index, method in enumerate(comparison.methods):
+        for index, method in enumerate(comparison.shift["method"].unique()):
             colour, marker = colour_and_marker(index)
             table = comparison.shift[(comparison.shift["kind"] == kind) & (comparison.shift["method"] == method)]
             dice = [plain[method], *table["dice"]]
@@ -170,7 +183,7 @@ def draw_shift(comparison: Comparison) -> Picture | None:
 
 def draw_curves(comparison: Comparison) -> Picture | None:
     """Losses and pseudo Dice over epochs, one thin line a fold and a thick one for their mean; None without logs."""
-    methods = [method for method in comparison.inputs.methods if any(curve.epochs for curve in method.curves.values())]
+    methods = [m for m in comparison.inputs.methods if any(curve.epochs for run in m.runs for curve in run.curves.values())]
     if not methods:
         return None
     panels = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo Dice (patches)"}
@@ -178,7 +191,8 @@ def draw_curves(comparison: Comparison) -> Picture | None:
     for panel, (name, label) in zip(axes.flat, panels.items(), strict=True):
         for method in methods:
             colour, marker = colour_and_marker(comparison.methods.index(method.name))
-            folds = [np.array(values, float) for curve in method.curves.values() if (values := getattr(curve, name))]
+            curves = [curve for run in method.runs for curve in run.curves.values()]
+            folds = [np.array(values, float) for curve in curves if (values := getattr(curve, name))]
             if not folds:
                 continue
             for values in folds if len(folds) > 1 else []:
@@ -200,11 +214,11 @@ def draw_curves(comparison: Comparison) -> Picture | None:
         panel.grid(alpha=0.3)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     _legend(figure, handles, labels)
-    several = any(len(method.curves) > 1 for method in methods)
+    several = any(len(method.runs) > 1 or len(method.runs[0].curves) > 1 for method in methods)
     caption = (
         "nnU-Net's own curves. Pseudo Dice is computed on random patches while training and is no result; the loss holds "
         "segmentation terms and whatever a trainer adds to them."
-        + (" Thin lines are folds, thick lines their mean." if several else "")
+        + (" Thin lines are single trainings (runs and folds), thick lines their mean." if several else "")
     )
     return Picture("curves", "Training curves", caption, _png(figure))
 
@@ -224,12 +238,16 @@ def draw_cost(comparison: Comparison) -> Picture | None:
     summary = comparison.summary
     quality = summary[(summary["score"] == "dice") & (summary["structure"] == row)].set_index("method")["mean"]
     cost = comparison.cost.set_index("method")
+    runs = comparison.runs[(comparison.runs["score"] == "dice") & (comparison.runs["structure"] == row)]
     figure, axes = _figure(1, len(known), (3.6 * len(known) + 0.6, 3.6), sharey=True)
     for panel, name in zip(axes.flat, known, strict=True):
-        for index, method in enumerate(comparison.methods):
+        for index, method in enumerate(cost.index):
             colour, marker = colour_and_marker(index)
             value = cost.loc[method, name] / (1e6 if name == "parameters" else 1)
             panel.plot(value, quality[method], marker, color=colour, markersize=9, linestyle="none", label=method)
+            dots = runs[runs["of"] == method].drop_duplicates("run")["mean"]
+            if len(dots) > 1:
+                panel.plot([value] * len(dots), dots, ".", color="0.2", markersize=5)
         panel.set_xlabel(labels[name])
         panel.set_xlim(left=0)
         panel.margins(x=0.15, y=0.25)
@@ -239,6 +257,8 @@ def draw_cost(comparison: Comparison) -> Picture | None:
     handles, texts = axes.flat[0].get_legend_handles_labels()
     _legend(figure, handles, texts)
     caption = "Quality over cost: up and left is better. The Dice axis does not begin at 0."
+    if any(len(method.runs) > 1 for method in comparison.inputs.methods):
+        caption += " Small dots are runs."
     return Picture("cost", "Cost against quality", caption, _png(figure))
 
 

@@ -17,9 +17,10 @@ from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
 
 
 @dataclass
-class Method:
-    """One side of the comparison.
+class Run:
+    """One training of a method, or one folder of its predictions.
 
+    name : in messages
     predictions : file of each case
     folds : the fold that validated each case; empty for folders of predictions
     epochs, curves : by fold
@@ -39,6 +40,18 @@ class Method:
 
 
 @dataclass
+class Method:
+    """One side of the comparison: a name, and the runs that show what it does. Run 1 is the first.
+
+    ensemble : whether its one run is made of another method's
+    """
+
+    name: str
+    runs: list[Run]
+    ensemble: bool = False
+
+
+@dataclass
 class Inputs:
     """Methods, the baseline first, with the references they share."""
 
@@ -51,17 +64,32 @@ class Inputs:
     def cases(self) -> list[str]:
         return sorted(self.references)
 
+    @property
+    def runs(self) -> list[Run]:
+        """Of all methods, the baseline's first."""
+        return [run for method in self.methods for run in method.runs]
+
+    @property
+    def folds(self) -> list[str]:
+        """Of trainings; none for folders of predictions."""
+        return sorted(set(self.runs[0].folds.values()))
+
     def pairs(self) -> list[Pair]:
-        """Every case of every method."""
-        return [Pair(m.name, case, self.references[case], m.predictions[case]) for m in self.methods for case in self.cases]
+        """Every case of every run."""
+        return [
+            Pair(method.name, case, self.references[case], run.predictions[case], number)
+            for method in self.methods
+            for number, run in enumerate(method.runs, 1)
+            for case in self.cases
+        ]
 
 
-def read_models(models: list[Model], folds: list[str], dataset: str, reference: Path | None = None) -> Inputs:
+def read_models(methods: list[list[Model]], folds: list[str], dataset: str, reference: Path | None = None) -> Inputs:
     """The validation cases of finished folds.
 
     Parameters
     ----------
-    models : with all `folds` finished (`check_folds`)
+    methods : of each method its models, one a run, with all `folds` finished (`check_folds`)
     reference : folder of references; None takes gt_segmentations in nnUNet_preprocessed
 
     Raises
@@ -69,14 +97,14 @@ def read_models(models: list[Model], folds: list[str], dataset: str, reference: 
     UserError : models of different labels, a damaged summary, validation files that are not the summary's, a case in two
         folds, unequal case lists, no reference
     """
-    first = models[0].folder / "dataset.json"
-    for model in models[1:]:
+    first = methods[0][0].folder / "dataset.json"
+    for model in [model for models in methods for model in models][1:]:
         theirs = model.folder / "dataset.json"
         if read_dataset_json(theirs)["labels"] != read_dataset_json(first)["labels"]:
             raise UserError(f"{theirs} declares other labels than {first}; only models of the same labels can be compared")
     labels = read_labels(first)
-    methods = [_read_model(model, folds, labels.file_ending) for model in models]
-    check_same_cases(methods)
+    read = [Method(models[0].name, [_read_model(m, folds, labels.file_ending) for m in models]) for models in methods]
+    check_same_cases([run for method in read for run in method.runs])
     if reference is None:
         reference = nnunet_folder("preprocessed") / dataset / "gt_segmentations"
         if not reference.is_dir():
@@ -84,8 +112,8 @@ def read_models(models: list[Model], folds: list[str], dataset: str, reference: 
                 f"{reference}: no such folder; run nnUNetv2_plan_and_preprocess, or name the folder of references "
                 "(labelsTr) with --reference"
             )
-    cases = list(methods[0].predictions)
-    return Inputs(methods, references_for(cases, reference, labels.file_ending), _reread(labels, first, reference), [])
+    cases = list(read[0].runs[0].predictions)
+    return Inputs(read, references_for(cases, reference, labels.file_ending), _reread(labels, first, reference), [])
 
 
 def read_folders(predictions: list[tuple[str, Path]], reference: Path, dataset_json: Path | None) -> Inputs:
@@ -93,16 +121,20 @@ def read_folders(predictions: list[tuple[str, Path]], reference: Path, dataset_j
 
     Parameters
     ----------
-    predictions : (name, folder), the baseline first
+    predictions : (name, folder), the baseline first; folders of one name are its runs
     dataset_json : None takes the one that nnU-Net put beside the predictions, or beside or above the references
 
     Raises
     ------
-    UserError : a folder is missing or empty, case lists differ, a case has no reference, no dataset.json
+    UserError : a folder is missing, empty or named twice, case lists differ, a case has no reference, no dataset.json
     """
+    seen: dict[Path, str] = {}
     for name, folder in predictions:
         if not folder.is_dir():
             raise UserError(f"--predictions {name}={folder}: no such folder")
+        if (place := folder.resolve()) in seen:
+            raise UserError(f"--predictions {name}={folder}: {seen[place]} names this folder too; each run has its own")
+        seen[place] = name
     if not reference.is_dir():
         raise UserError(f"--reference {reference}: no such folder")
     if dataset_json is None:
@@ -111,9 +143,13 @@ def read_folders(predictions: list[tuple[str, Path]], reference: Path, dataset_j
         if dataset_json is None:
             raise UserError(f"no dataset.json in {', '.join(str(place) for place in places)}; name it with --dataset-json")
     labels = read_labels(dataset_json)
-    methods = [Method(name, segmentations(folder, labels.file_ending)) for name, folder in predictions]
-    check_same_cases(methods)
-    cases = list(methods[0].predictions)
+    methods = [Method(name, []) for name in dict.fromkeys(name for name, _ in predictions)]
+    for method in methods:
+        for number, folder in enumerate((folder for name, folder in predictions if name == method.name), 1):
+            shown = method.name if number == 1 else f"{method.name} run {number}"
+            method.runs.append(Run(shown, segmentations(folder, labels.file_ending)))
+    check_same_cases([run for method in methods for run in method.runs])
+    cases = list(methods[0].runs[0].predictions)
     references = references_for(cases, reference, labels.file_ending)
     warnings = []
     left = sorted(set(segmentations(reference, labels.file_ending)) - set(cases))
@@ -124,30 +160,30 @@ def read_folders(predictions: list[tuple[str, Path]], reference: Path, dataset_j
     return Inputs(methods, references, _reread(labels, dataset_json, reference), warnings)
 
 
-def check_same_cases(methods: list[Method]) -> None:
-    """UserError unless all methods have the baseline's cases, in the same folds; nothing is averaged over other sets."""
-    first = methods[0]
-    for method in methods[1:]:
+def check_same_cases(runs: list[Run]) -> None:
+    """UserError unless all runs have the first one's cases, in the same folds; nothing is averaged over other sets."""
+    first = runs[0]
+    for run in runs[1:]:
         only = [
             f"only {one.name} has {some(sorted(extra))}"
-            for one, other in ((first, method), (method, first))
+            for one, other in ((first, run), (run, first))
             if (extra := set(one.predictions) - set(other.predictions))
         ]
         if only:
             raise UserError(
-                f"{first.name} and {method.name} have other cases: {'; '.join(only)}. Compare them on the same cases "
+                f"{first.name} and {run.name} have other cases: {'; '.join(only)}. Compare them on the same cases "
                 "(the same splits_final.json for trainings, the same images for predictions)"
             )
-        moved = [case for case, fold in method.folds.items() if first.folds.get(case) != fold]
+        moved = [case for case, fold in run.folds.items() if first.folds.get(case) != fold]
         if moved:
             raise UserError(
-                f"{first.name} and {method.name} validate {some(moved)} in other folds: they were trained with "
+                f"{first.name} and {run.name} validate {some(moved)} in other folds: they were trained with "
                 "other splits; train both with one splits_final.json"
             )
 
 
-def _read_model(model: Model, folds: list[str], ending: str) -> Method:
-    method = Method(model.name, {})
+def _read_model(model: Model, folds: list[str], ending: str) -> Run:
+    run = Run(model.name, {})
     for fold in folds:
         folder = model.fold(fold)
         validation = folder / "validation"
@@ -159,21 +195,21 @@ def _read_model(model: Model, folds: list[str], ending: str) -> Method:
                 f"{validation}: holds {len(files)} segmentations, its summary.json {len(evaluated)}; they differ in "
                 f"{some(sorted(evaluated ^ set(files)))}; validate again: nnUNetv2_train ... {fold} --val"
             )
-        twice = [case for case in files if case in method.predictions]
+        twice = [case for case in files if case in run.predictions]
         if twice:
             raise UserError(
-                f"{model.folder}: {some(twice)} validated in fold {method.folds[twice[0]]} and in fold {fold}; cases "
+                f"{model.folder}: {some(twice)} validated in fold {run.folds[twice[0]]} and in fold {fold}; cases "
                 "have to be independent, so name folds that share none"
             )
-        method.predictions |= files
-        method.folds |= dict.fromkeys(files, fold)
-        method.summaries |= {name.removesuffix(ending): scores for name, scores in summary.items()}
+        run.predictions |= files
+        run.folds |= dict.fromkeys(files, fold)
+        run.summaries |= {name.removesuffix(ending): scores for name, scores in summary.items()}
         checkpoint = read_checkpoint(folder / "checkpoint_final.pth")
-        method.curves[fold] = read_logs(folder) if checkpoint is None else checkpoint.curves
-        method.epochs[fold] = method.curves[fold].epochs if checkpoint is None else checkpoint.epochs
+        run.curves[fold] = read_logs(folder) if checkpoint is None else checkpoint.curves
+        run.epochs[fold] = run.curves[fold].epochs if checkpoint is None else checkpoint.epochs
         if checkpoint is not None:
-            method.parameters, method.mirroring = checkpoint.parameters, checkpoint.mirroring
-    return method
+            run.parameters, run.mirroring = checkpoint.parameters, checkpoint.mirroring
+    return run
 
 
 def _reread(labels: Labels, dataset_json: Path, reference: Path) -> Labels:

@@ -1,17 +1,19 @@
-"""Tables as text: for the terminal and as Markdown."""
+"""The report's tables as text: one model of them for page, Markdown and terminal."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from nnunet_l2g.comparison.comparison import Comparison
+from nnunet_l2g.comparison.ensemble import area_under_risk_coverage
+from nnunet_l2g.comparison.statistics import MOST_RUNS
 from nnunet_l2g.comparison.tables import MEAN
-from nnunet_l2g.evaluation.shifts import STRENGTHS, TITLES
 
-TERMINAL = ("dice", "hd95", "nsd", "lesion_f1")  # the other scores are in the files
-PAIRED = ("difference [95 % CI]", "p (Holm)", "w/t/l", "n")
+WORST = 3  # cases of the ranking that are shown; failures.csv has all
+MAIN = ("dice", "hd95", "nsd", "lesion_f1")  # the page folds the other scores away, the terminal leaves them out
 COST = {
     "epochs": ("epochs", 0),
     "parameters": ("parameters [million]", 2),
@@ -22,6 +24,34 @@ COST = {
 }
 
 
+@dataclass(frozen=True)
+class Table:
+    """head : above it; rows : of cells, the first row names the columns; main : whether it is shown at once"""
+
+    head: str
+    rows: list[list[str]]
+    main: bool = True
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Every table that has rows, in the report's order."""
+    several = any(len(method.runs) > 1 for method in comparison.inputs.methods)
+    found = []
+    for name, score in comparison.shown.items():
+        found.append(Table(score.label, score_rows(comparison, name), name in MAIN))
+        if several:
+            found.append(Table(f"{score.label}, run by run", run_rows(comparison, name), name == "dice"))
+    extra = {
+        "Empty structures": empty_rows(comparison),
+        "Lesion recall by size": lesion_rows(comparison),
+        "Perturbed images": shift_rows(comparison),
+        "Without the method": without_rows(comparison),
+        "Where runs disagree": failure_rows(comparison),
+        "Cost": cost_rows(comparison),
+    }
+    return [*found, *(Table(head, rows) for head, rows in extra.items() if rows)]
+
+
 def score_rows(comparison: Comparison, name: str) -> list[list[str]]:
     """Head and rows for one score: mean ± sd of each method, and for each but the first its paired difference.
 
@@ -30,24 +60,46 @@ def score_rows(comparison: Comparison, name: str) -> list[list[str]]:
     score, methods = comparison.shown[name], comparison.methods
     summary = comparison.summary[comparison.summary["score"] == name].set_index(["method", "structure"])
     paired = comparison.paired[comparison.paired["score"] == name].set_index(["method", "structure"])
+    known = bool(comparison.paired["p"].notna().any())
+    columns = list(_paired_cells(paired.iloc[0], score.digits, known))
 
     def mean(method: str, structure: str) -> str:
         values = summary.loc[(method, structure)]
         spread = "" if structure == MEAN else f" ± {number(values['sd'], score.digits)}"
         return number(values["mean"], score.digits) + spread
 
+    def cells(method: str, structure: str) -> list[str]:
+        if method == methods[0]:
+            return [""] * len(columns)
+        return list(_paired_cells(paired.loc[(method, structure)], score.digits, known).values())
+
     if len(methods) == 2:
-        rows = [[score.label, *methods, *PAIRED]]
+        rows = [[score.label, *methods, *columns]]
         for structure in comparison.rows:
-            cells = _paired_cells(paired.loc[(methods[1], structure)], score.digits)
-            rows.append([title(structure), *(mean(method, structure) for method in methods), *cells])
+            rows.append([title(structure), *(mean(method, structure) for method in methods), *cells(methods[1], structure)])
         return rows
-    rows = [[score.label, "method", "mean", *PAIRED]]
+    rows = [[score.label, "method", "mean", *columns]]
     for structure in comparison.rows:
         for method in methods:
-            first = method == methods[0]
-            cells = [""] * len(PAIRED) if first else _paired_cells(paired.loc[(method, structure)], score.digits)
-            rows.append([title(structure) if first else "", method, mean(method, structure), *cells])
+            first = title(structure) if method == methods[0] else ""
+            rows.append([first, method, mean(method, structure), *cells(method, structure)])
+    return rows
+
+
+def run_rows(comparison: Comparison, name: str) -> list[list[str]]:
+    """Head and rows for one score: the mean of every run, and the standard deviation between runs."""
+    score, methods = comparison.shown[name], comparison.methods
+    runs = comparison.runs[comparison.runs["score"] == name]
+    paired = comparison.paired[comparison.paired["score"] == name].set_index(["method", "structure"])
+    most = int(runs["run"].max())
+    rows = [[score.label, "method", *(f"run {run}" for run in range(1, most + 1)), "SD between runs"]]
+    for structure in comparison.rows:
+        for method in methods:
+            against = methods[1] if method == methods[0] else method  # the baseline's runs, on the cases of the first pair
+            means = runs[(runs["structure"] == structure) & (runs["method"] == against) & (runs["of"] == method)]["mean"]
+            spread = paired.loc[(against, structure)]["baseline_" * (method == methods[0]) + "sd_between_runs"]
+            cells = [number(value, score.digits) for value in means] + [""] * (most - len(means))
+            rows.append([title(structure) if method == methods[0] else "", method, *cells, number(spread, score.digits + 1)])
     return rows
 
 
@@ -70,7 +122,7 @@ def empty_rows(comparison: Comparison) -> list[list[str]]:
     rows = [["structure", "method", "absent in reference", "of these predicted", "missed altogether"]]
     for _, values in comparison.empty.iterrows():
         rows.append(
-            [title(values["structure"]), values["method"], *(str(values[name]) for name in ("absent", "invented", "missed"))]
+            [title(values["structure"]), values["method"], *(f"{values[name]:g}" for name in ("absent", "invented", "missed"))]
         )
     return rows if len(rows) > 1 else []
 
@@ -101,108 +153,42 @@ def shift_rows(comparison: Comparison) -> list[list[str]]:
     row = comparison.rows[-1]  # MEAN, or the only structure
     summary = comparison.summary[(comparison.summary["score"] == "dice") & (comparison.summary["structure"] == row)]
     plain = summary.set_index("method")["mean"]
-    rows = [["perturbed images: Dice", "strength", *comparison.methods]]
-    rows.append(["none", "", *(number(plain[method], 3) for method in comparison.methods)])
+    methods = list(comparison.shift["method"].unique())
+    rows = [["perturbed images: Dice", "strength", *methods]]
+    rows.append(["none", "", *(number(plain[method], 3) for method in methods)])
     for (kind, strength), group in comparison.shift.groupby(["kind", "strength"], sort=False):
         dice = group.set_index("method")["dice"]
-        rows.append([kind, f"{strength:g}", *(number(dice[method], 3) for method in comparison.methods)])
+        rows.append([kind, f"{strength:g}", *(number(dice[method], 3) for method in methods)])
     return rows
 
 
-def extra_rows(comparison: Comparison) -> dict[str, list[list[str]]]:
-    """All tables but the scores', by heading; only those that have rows."""
-    tables = {
-        "Empty structures": empty_rows(comparison),
-        "Lesion recall by size": lesion_rows(comparison),
-        "Perturbed images": shift_rows(comparison),
-        "Cost": cost_rows(comparison),
-    }
-    return {head: rows for head, rows in tables.items() if rows}
+def without_rows(comparison: Comparison) -> list[list[str]]:
+    """What each trained network loses without its method. No row if that was not asked for."""
+    if comparison.without is None:
+        return []
+    rows = [["Dice without the method", "run", "structure", "with", "without", "lost [95 %, over cases]", "cases"]]
+    for values in comparison.without.itertuples():
+        lost = f"{values.lost:+.3f} [{values.low:+.3f}, {values.high:+.3f}]"
+        dice = [number(values.dice, 3), number(values.without, 3)]
+        rows.append([values.method, str(values.run), title(values.structure), *dice, lost, str(values.cases)])
+    others = [method for method in comparison.trained if method not in set(comparison.without["method"])]
+    return [*rows, *([method, "", "nothing to leave out", "", "", "", ""] for method in others)]
 
 
-def terminal(comparison: Comparison) -> str:
-    """The main scores, the cost and the warnings."""
-    parts = [_aligned(score_rows(comparison, name)) for name in TERMINAL if name in comparison.shown]
-    parts += [_aligned(rows) for rows in extra_rows(comparison).values()]
-    parts += [f"WARNING: {text}" for text in comparison.warnings]
-    return "\n\n".join(parts)
-
-
-def markdown(comparison: Comparison) -> str:
-    """The whole report for a paper's appendix; a test reads its tables."""
-    parts = [f"# {heading(comparison)}", "", sentence(comparison), ""]
-    if comparison.warnings:
-        parts += ["## Warnings", "", *(f"- {text}" for text in comparison.warnings), ""]
-    for name in comparison.shown:
-        parts += [f"## {comparison.shown[name].label}", "", markdown_table(score_rows(comparison, name)), ""]
-    for head, rows in extra_rows(comparison).items():
-        parts += [f"## {head}", "", markdown_table(rows), ""]
-    parts += ["## How", "", *(f"- {line}" for line in method_lines(comparison)), ""]
-    return "\n".join(parts)
-
-
-def heading(comparison: Comparison) -> str:
-    """The methods against the baseline."""
-    return f"{' and '.join(comparison.methods[1:])} against {comparison.methods[0]}"
-
-
-def sentence(comparison: Comparison) -> str:
-    """What is compared, in one sentence."""
-    folds = sorted(set(comparison.inputs.methods[0].folds.values()))
-    where = f"validation cases of fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}" if folds else "cases"
-    others, count = " and ".join(comparison.methods[1:]), len(comparison.inputs.cases)
-    return f"{others} compared with {comparison.methods[0]}, the baseline, on {count} {where}, paired by case."
-
-
-def method_lines(comparison: Comparison) -> list[str]:
-    """How the numbers were computed."""
-    unit = "px" if comparison.inputs.labels.pixels else "mm"
-    lines = [
-        'Cells are mean ± standard deviation over cases; the row "mean foreground" is the mean of the structures\' means.',
-        f"Difference: method minus baseline, mean over the n cases where both are defined; percentile bootstrap over cases, "
-        f'{comparison.resamples} resamples, seed {comparison.seed}. The row "mean foreground" averages, in each case, the '
-        "structures defined for both.",
-        "p: two-sided Wilcoxon signed-rank test, Holm's correction over the structures of one score; the row "
-        '"mean foreground" is one test and is not corrected. No correction over scores or methods.',
-        "w/t/l: cases won, tied, lost; n: cases.",
-        "Structure absent from reference and prediction: undefined, left out. Absent from one of them only: overlap and "
-        "surface Dice 0, distances the image's diagonal.",
-        "HD95: the larger of the two directed 95th percentiles; ASSD: mean over both surfaces; NSD: normalised surface Dice "
-        f"at a tolerance of {comparison.options.tolerance:g} {unit}.",
-    ]
-    if comparison.options.lesions:
-        overlap = comparison.options.lesion_overlap
-        lines.append(
-            "Lesions: connected components, corners connect; a lesion is detected if one predicted component shares "
-            f"{f'at least {overlap:g} of it' if overlap else 'a voxel'} with it; a predicted component is right if it shares a "
-            f"voxel with a lesion; components below {comparison.options.lesion_min_size} voxels are left out."
-        )
-    if comparison.inputs.labels.ignore is not None:
-        lines.append(f"Voxels with the ignore label ({comparison.inputs.labels.ignore}) are left out everywhere.")
-    if "parameters" in comparison.cost and comparison.cost["parameters"].notna().any():
-        lines.append(
-            "Parameters: all floating-point numbers in the network's state, buffers included. Seconds per epoch: median over "
-            "epochs, on whatever machine each training ran; compare them only if it was the same one."
-        )
-    if "gflops" in comparison.cost:
-        lines.append(
-            "Measured: FLOPs of one forward of a patch (a multiply-add counts two); inference: sliding window over one case "
-            "with the checkpoint's mirroring, without reading and resampling; memory: the allocator's peak in a training step."
-        )
-    if comparison.shift is not None:
-        lines.append(
-            "Perturbed images: each validation image changed, predicted again and scored; mean foreground Dice as above. "
-            + "; ".join(f"{TITLES[kind]} {', '.join(f'{value:g}' for value in STRENGTHS[kind])}" for kind in STRENGTHS)
-            + "."
-        )
-    versions = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
-    return [*lines, f"Command: `{comparison.command}`", f"Versions: {versions}"]
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    head, *body = [["\\|".join(cell.split("|")) for cell in row] for row in rows]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def failure_rows(comparison: Comparison) -> list[list[str]]:
+    """How well the disagreement of runs ranks cases, and the first of the ranking. No row without ensembles."""
+    if comparison.failures is None:
+        return []
+    rows = [["method", "AURC", "best possible", "random order", "most disagreement: case (disagreement, Dice)"]]
+    for method, table in comparison.failures.groupby("method", sort=False):
+        scored = table.dropna()
+        risk, disagreement = 1 - scored["dice"].to_numpy(), scored["disagreement"].to_numpy()
+        areas = [area_under_risk_coverage(order, risk) for order in (disagreement, risk)] + [
+            risk.mean() if risk.size else np.nan
+        ]
+        worst = [f"{row.case} ({row.disagreement:.3f}, {number(row.dice, 3)})" for row in table.head(WORST).itertuples()]
+        rows.append([method, *(number(area, 4) for area in areas), "; ".join(worst)])
+    return rows
 
 
 def title(structure: str) -> str:
@@ -216,21 +202,20 @@ def number(value: object, digits: int) -> str:
     return f"{value:.{digits}f}"
 
 
-def p_text(p: float) -> str:
-    if math.isnan(p):
+def p_text(p: float, sign: str = "") -> str:
+    if np.isnan(p):
         return "-"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return f"{sign.replace('=', '<') or '<'}0.001" if p < 0.001 else f"{sign}{p:.3f}"
 
 
-def _paired_cells(values: pd.Series, digits: int) -> list[str]:
-    interval = "" if math.isnan(values["low"]) else f" [{values['low']:+.{digits}f}, {values['high']:+.{digits}f}]"
-    difference = "-" if math.isnan(values["difference"]) else f"{values['difference']:+.{digits}f}{interval}"
-    record = f"{values['wins']}/{values['ties']}/{values['losses']}"
-    return [difference, p_text(values["p_holm"]), record, str(values["n"])]
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows
-    )
+def _paired_cells(values: pd.Series, digits: int, known: bool) -> dict[str, str]:
+    """By column; what nobody can know of single runs has none."""
+    record = {"w/t/l": f"{values['wins']}/{values['ties']}/{values['losses']}", "n": str(values["n"])}
+    difference = "-" if np.isnan(values["difference"]) else f"{values['difference']:+.{digits}f}"
+    if not known:
+        return {"difference": difference} | record
+    interval = "" if np.isnan(values["low"]) else f" [{values['low']:+.{digits}f}, {values['high']:+.{digits}f}]"
+    needed = values["runs_needed"]
+    runs = "-" if np.isnan(needed) else f"> {MOST_RUNS}" if np.isinf(needed) else f"{needed:.0f}"
+    cells = {"difference [95 % CI]": difference + interval, "p (Holm)": p_text(values["p_holm"])}
+    return cells | {"detectable": number(values["detectable"], digits), "runs needed": runs} | record

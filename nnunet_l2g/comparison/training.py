@@ -103,11 +103,21 @@ def child_environment() -> dict[str, str]:
 
 
 def run_nnunet(
-    script: str, arguments: list[str], what: str, folder: Path, log: Path, progress: Callable[[str], str | None]
+    script: str,
+    arguments: list[str],
+    what: str,
+    folder: Path,
+    log: Path,
+    progress: Callable[[str], str | None],
+    prelude: str = "",
 ) -> None:
-    """Runs one of nnU-Net's commands in the user's own environment. UserError with the log's last lines if it fails."""
+    """Runs one of nnU-Net's commands, after the Python code `prelude`, in the user's own environment.
+
+    UserError with the log's last lines if it fails.
+    """
+    python, option, code, *rest = nnunet_command(script, arguments)
     run_child(
-        nnunet_command(script, arguments),
+        [python, option, prelude + code, *rest],
         what=what,
         shown=shown_command(script, arguments),
         folder=folder,
@@ -121,22 +131,18 @@ def run_nnunet(
 def missing_trainings(
     models: list[Model], folds: list[str], dataset: str, device: str, output: Path, gpus: int = 1
 ) -> list[Training]:
-    """Those not finished, model by model."""
+    """Those not finished, in the order of the models."""
     pairs = [(model, fold) for model in models for fold in folds if model.state(fold) != FINISHED]
     return [Training(model, fold, dataset, device, output, gpus) for model, fold in pairs]
 
 
-def unwhole_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of nnU-Net's whose writing has begun and not ended: torch.save writes a zip's directory last."""
-    return [path for path in sorted(folder.glob("checkpoint_*.pth")) if not zipfile.is_zipfile(path)]
-
-
 def set_broken_aside(folder: Path) -> None:
     """Renames checkpoints that a kill left half-written, so that --c takes the one before. Ours are never half-written."""
-    for path in unwhole_checkpoints(folder):
-        aside = path.with_suffix(".broken")
-        os.replace(path, aside)
-        print(f"{path}: only partly written when its training was killed; now {aside.name}", flush=True)
+    for path in sorted(folder.glob("checkpoint_*.pth")):
+        if not zipfile.is_zipfile(path):  # torch.save writes a zip's directory last
+            aside = path.with_suffix(".broken")
+            os.replace(path, aside)
+            print(f"{path}: only partly written when its training was killed; now {aside.name}", flush=True)
 
 
 def check_trainable(models: list[Model], folds: list[str], dataset: str) -> None:

@@ -8,12 +8,16 @@ from nnunet_l2g.errors import UserError
 
 
 def segmentations(folder: Path, ending: str) -> dict[str, Path]:
-    """Segmentation files of a folder by case, sorted. UserError if there is no folder, or no such file in it."""
+    """Segmentation files of a folder by case, sorted. UserError if there is no folder, or no such file in it.
+
+    Names that begin with a dot are no cases: macOS leaves ._NAME beside each file it copies.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected one with segmentations (*{ending})")
-    files = {path.name.removesuffix(ending): path for path in sorted(folder.iterdir()) if path.name.endswith(ending)}
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = {path.name.removesuffix(ending): path for path in visible if path.name.endswith(ending)}
     if not files:
-        others = sorted({"".join(path.suffixes[-2:]) for path in folder.iterdir() if path.suffix})
+        others = sorted({"".join(path.suffixes[-2:]) for path in visible if path.suffix})
         raise UserError(
             f"{folder}: no {ending} file in it, but {', '.join(others) or 'nothing'}; dataset.json says that "
             f"segmentations end in {ending}"

@@ -23,6 +23,8 @@ class Labels:
     ignore : value of unannotated voxels in the reference, or None
     file_ending : of the segmentations, with the dot
     reader : nnU-Net's reader class
+    region_order : of datasets with regions, the value that nnU-Net writes for each, in the order of its channels
+    no_spacing : no file of a format that can have a spacing has one; see `cases.with_unit`
     """
 
     structures: tuple[tuple[str, tuple[int, ...]], ...]
@@ -30,6 +32,8 @@ class Labels:
     ignore: int | None
     file_ending: str
     reader: type
+    region_order: tuple[int, ...] | None = None
+    no_spacing: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -38,7 +42,7 @@ class Labels:
     @property
     def pixels(self) -> bool:
         """Whether distances are pixels, because the files hold no spacing."""
-        return self.reader.__name__ == "NaturalImage2DIO"
+        return self.no_spacing or self.reader.__name__ == "NaturalImage2DIO"
 
     def mask(self, segmentation: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
         """Where the segmentation has one of these values; bool, of its shape."""
@@ -68,6 +72,7 @@ def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
             if name not in ("background", "ignore") and values not in (0, [0])
         )
         known = tuple(int(value) for value in manager.all_labels)
+        order = tuple(int(value) for value in manager.regions_class_order) if manager.has_regions else None
         ignore, ending = manager.ignore_label, content["file_ending"]
         if not all(0 <= value <= LARGEST for value in (*known, *sum((values for _, values in structures), ()), ignore or 0)):
             raise ValueError(f"a label is not between 0 and {LARGEST}")
@@ -79,7 +84,7 @@ def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
         ) from error
     if not structures:
         raise UserError(f"{dataset_json}: no label beside background; there is nothing to evaluate")
-    return Labels(structures, known, ignore, ending, _reader(content, dataset_json, example))
+    return Labels(structures, known, ignore, ending, _reader(content, dataset_json, example), order)
 
 
 def read_dataset_json(path: Path) -> dict:
@@ -92,12 +97,22 @@ def read_dataset_json(path: Path) -> dict:
         raise UserError(f"{path}: no JSON ({error}); mend it, or name another with --dataset-json") from error
     if not isinstance(content, dict) or "labels" not in content:
         raise UserError(f'{path}: has no "labels"; expected nnU-Net\'s dataset.json')
+    check_version(content, path)
     channels, ending = content.get("channel_names", content.get("modality", {})), content.get("file_ending", ".")
     if not isinstance(channels, dict) or not all(isinstance(name, str) for name in channels.values()):
         raise UserError(f"{path}: channel_names are {str(channels)[:80]}; expected a name for each channel's number")
     if not (isinstance(ending, str) and ending.startswith(".") and is_plain_name(f"image{ending}")):
         raise UserError(f"{path}: file_ending is {str(ending)[:80]!r}; expected one such as .nii.gz")
     return content
+
+
+def check_version(content: dict, path: Path) -> None:
+    """UserError for a dataset.json of nnU-Net's first version, which names neither channels nor file ending."""
+    if "modality" in content and not {"channel_names", "file_ending"} & content.keys():
+        raise UserError(
+            f'{path}: of nnU-Net version 1 ("modality", no "channel_names" and no "file_ending"); convert the dataset with '
+            "nnUNetv2_convert_old_nnUNet_dataset, or write channel_names, labels as {name: value}, and file_ending by hand"
+        )
 
 
 def _reader(content: dict, dataset_json: Path, example: Path | None) -> type:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-VERSION = 1  # of the definitions; a change makes every cached score stale
-
 
 @dataclass(frozen=True)
 class Score:
@@ -43,7 +41,7 @@ SCORES = OVERLAP | SURFACE | LESION
 
 
 def with_units(pixels: bool) -> dict[str, Score]:
-    """SCORES, with distances in pixels where the file format knows no spacing (PNG)."""
+    """SCORES, with distances in pixels where the files have no spacing."""
     if not pixels:
         return SCORES
     return {name: Score(s.title, "px" if s.unit else "", s.higher_is_better, s.digits) for name, s in SCORES.items()}

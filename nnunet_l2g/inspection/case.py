@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.evaluation.geometry import VOXEL_BY_VOXEL, geometry_difference, has_spacing, header
 from nnunet_l2g.evaluation.reading import unique_values
-from nnunet_l2g.inspection.geometry import geometry_difference
 from nnunet_l2g.inspection.model import Model
 from nnunet_l2g.lookup import quiet
-from nnunet_l2g.untrusted.images import check_whole
+from nnunet_l2g.untrusted.images import check_whole, unreadable
 
 CHANNEL = re.compile(r"_\d{4}$")
 
@@ -25,6 +25,7 @@ class Case:
     properties : the reader's, and what preprocessing noted
     spacing : mm of shape's axes; grid_spacing : of the grid's
     slice_axis : of shape, across which pictures are cut: the plans' first axis
+    warning : what is odd about the reference, "" if nothing
     """
 
     name: str
@@ -37,6 +38,7 @@ class Case:
     spacing: tuple[float, ...]
     grid_spacing: tuple[float, ...]
     slice_axis: int
+    warning: str = ""
 
 
 def find_channels(paths: list[Path], ending: str) -> tuple[str, list[Path]]:
@@ -46,15 +48,21 @@ def find_channels(paths: list[Path], ending: str) -> tuple[str, list[Path]]:
 
     Raises
     ------
-    UserError : no such file, a folder, another file ending than the model's, a channel is missing between others
+    UserError : no such file, a folder, a name that begins with a dot, another file ending than the model's, a channel is
+        missing between others
     """
     for path in paths:
         if path.is_dir():
-            example = next(iter(sorted(path.glob(f"*_0000{ending}"))), path / f"CASE_0000{ending}")
+            images = sorted(image for image in path.glob(f"*_0000{ending}") if not image.name.startswith("."))
+            example = images[0] if images else path / f"CASE_0000{ending}"
             raise UserError(f"-i {path}: this is a folder; name the first channel of one case in it, such as {example}")
         if not path.is_file():
             first = path.with_name(f"{path.name}_0000{ending}")
             raise UserError(f"-i {path}: no such file" + (f"; did you mean {first}?" if first.is_file() else ""))
+        if path.name.startswith("."):
+            raise UserError(
+                f"-i {path}: names that begin with a dot are no images (macOS leaves ._NAME beside NAME); name the image"
+            )
         if not path.name.lower().endswith(ending):
             raise UserError(f"-i {path}: the model was trained on {ending} files; convert the image")
     stem = paths[0].name[: -len(ending)]
@@ -81,15 +89,16 @@ def read_case(model: Model, paths: list[Path], label: Path | None) -> Case:
     """
     name, files = find_channels([path.expanduser() for path in paths], model.dataset["file_ending"])
     image, properties = _read_image(model, files)
-    reference = None if label is None else _read_label(model, label.expanduser(), image, properties, files[0])
+    reference, warning = None, ""
+    if label is not None:
+        reference, warning = _read_label(model, label.expanduser(), image, properties, files[0])
     spacing = tuple(float(s) for s in properties["spacing"])
     order = list(model.plans.transpose_forward)
     data, labels, properties = _preprocess(model, image, reference, properties, files[0])
     through_plane = [spacing[order[0]]] if len(model.configuration.spacing) == 2 else []  # 2D configurations keep it
     grid_spacing = (*through_plane, *(float(s) for s in model.configuration.spacing))
-    return Case(
-        name, files, image, reference, data, None if reference is None else labels, properties, spacing, grid_spacing, order[0]
-    )
+    labels = None if reference is None else labels
+    return Case(name, files, image, reference, data, labels, properties, spacing, grid_spacing, order[0], warning)
 
 
 def _read_image(model: Model, files: list[Path]) -> tuple[np.ndarray, dict]:
@@ -117,7 +126,8 @@ def _read_image(model: Model, files: list[Path]) -> tuple[np.ndarray, dict]:
     return image, properties
 
 
-def _read_label(model: Model, path: Path, image: np.ndarray, properties: dict, file: Path) -> np.ndarray:
+def _read_label(model: Model, path: Path, image: np.ndarray, properties: dict, file: Path) -> tuple[np.ndarray, str]:
+    """The label (*shape), and a warning if only its header lies elsewhere than the image, as nnU-Net takes it."""
     if not path.is_file():
         raise UserError(f"-l {path}: no such file")
     array, theirs = _read(model.reader.read_seg, (str(path),), path)
@@ -125,13 +135,21 @@ def _read_label(model: Model, path: Path, image: np.ndarray, properties: dict, f
         raise UserError(f"-l {path}: {len(array)} channels; expected a segmentation of one")
     if array.shape[1:] != image.shape[1:]:
         raise UserError(f"-l {path}: shape {array.shape[1:]}, but the image {file} has {image.shape[1:]}; expected one grid")
-    if difference := geometry_difference(theirs, properties):
+    if not has_spacing(path, type(model.reader)):
+        theirs = theirs | {"spacing": properties["spacing"]}
+    if difference := geometry_difference(theirs, properties, ["spacing"]):
         raise UserError(f"-l {path}: {difference} as in the image {file}; expected one grid")
     known = {*model.labels.known, *([] if model.labels.ignore is None else [model.labels.ignore])}
     unknown = {float(value) for value in unique_values(array)} - {float(value) for value in known}
     if unknown:
         raise UserError(f"-l {path}: holds the values {sorted(unknown)[:5]}; the model's dataset.json declares {sorted(known)}")
-    return array[0].astype(np.int16)
+    warning = ""
+    if geometry_difference(theirs, properties):
+        warning = (
+            f"HEADERS DIFFER: the label {path} has {header(theirs)}; the image {file} has {header(properties)}. "
+            f"{VOXEL_BY_VOXEL}"
+        )
+    return array[0].astype(np.int16), warning
 
 
 def _read(read, arguments, path: Path) -> tuple[np.ndarray, dict]:
@@ -139,11 +157,7 @@ def _read(read, arguments, path: Path) -> tuple[np.ndarray, dict]:
         with quiet():
             array, properties = read(*arguments)
     except Exception as error:  # each library has its own
-        lines = str(error).strip().splitlines()
-        raise UserError(
-            f"{path}: {type(read.__self__).__name__} cannot read it ({type(error).__name__}: "
-            f"{lines[-1] if lines else 'no message'}); write the file again"
-        ) from error
+        raise unreadable(path, type(read.__self__).__name__, error) from error
     check_whole(path)
     if len(properties.get("sitk_stuff", {}).get("spacing", ())) > 3:
         raise UserError(f"{path}: has four axes; expected one file for each channel, with three at most")

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-TOLERANCE = 1e-3  # mm and direction cosines; writers round
-
 
 def to_original(values: np.ndarray, properties: dict, transpose_backward: Sequence[int], outside: float = 0) -> np.ndarray:
     """A map on the preprocessed grid, on the grid of the image as read: resampled, put back where nnU-Net cropped, transposed.
@@ -40,31 +38,6 @@ def to_original(values: np.ndarray, properties: dict, transpose_backward: Sequen
     full = np.full(tuple(properties["shape_before_cropping"]), outside, dtype=np.float32)
     full[tuple(slice(low, high) for low, high in properties["bbox_used_for_cropping"])] = cropped
     return full.transpose(transpose_backward).astype(values.dtype)
-
-
-def named_geometry(properties: dict) -> dict[str, np.ndarray]:
-    """Spacing, origin and direction of nnU-Net's readers: SimpleITK's, nibabel's, or the bare spacing."""
-    if "sitk_stuff" in properties:
-        return {name: np.array(properties["sitk_stuff"][name], float) for name in ("spacing", "origin", "direction")}
-    spacing = np.array(properties["spacing"], float)
-    if "nibabel_stuff" in properties:
-        affine = np.array(properties["nibabel_stuff"]["original_affine"], float)
-        return {"spacing": spacing, "origin": affine[:3, 3], "direction": affine[:3, :3]}
-    return {"spacing": spacing}
-
-
-def geometry_difference(mine: dict, theirs: dict) -> str | None:
-    """`origin (0, 0, 5), expected (0, 0, 0)` for the first thing that differs between two readers' properties, else None."""
-    mine, theirs = named_geometry(mine), named_geometry(theirs)
-    for name, values in theirs.items():
-        other = mine.get(name)
-        if other is None or other.shape != values.shape or not np.allclose(other, values, rtol=TOLERANCE, atol=TOLERANCE):
-            return f"{name} {'none' if other is None else _shown(other)}, expected {_shown(values)}"
-    return None
-
-
-def _shown(values: np.ndarray) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values.ravel()) + ")"
 
 
 def write_map(values: np.ndarray, properties: dict, path: Path) -> None:

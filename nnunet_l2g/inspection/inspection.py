@@ -33,6 +33,8 @@ def inspect_case(
     case = case if parts is None else as_trained(case, parts, domain)
     written = Output.open(output)
     print(f"{model.trainer}, fold {fold}: case {case.name} on {device}{_domain_line(model, domain)}", flush=True)
+    if case.warning:
+        print(f"WARNING: {case.warning}", flush=True)
     prediction = predict(model, case, device)
     view = View(model, case, prediction)
     summary = {
@@ -45,6 +47,7 @@ def inspect_case(
         "domain": domain,
         "images": [str(path) for path in case.files],
         "reference": None if label is None else str(label),
+        "warning": case.warning or None,
         "device": device,
         "slice": view.index,
         "segmentation": inspect_segmentation(model, case, view, written),

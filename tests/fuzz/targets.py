@@ -88,12 +88,12 @@ def summary(data: bytes) -> None:
 
 def splits(data: bytes) -> None:
     from nnunet_l2g.comparison.fairness import _splits
-    from nnunet_l2g.comparison.results import Method
+    from nnunet_l2g.comparison.results import Run
 
     good = [{"train": CASES[:2], "val": CASES[2:]}, {"train": CASES[1:], "val": CASES[:1]}]
     write(planned() / "preprocessed" / "Dataset992_Splits" / "splits_final.json", spoilt_json(Choices(data), good))
-    method = Method("m", {}, {case: str(number) for number, case in enumerate(CASES)})
-    assert all(isinstance(warning, str) for warning in _splits([method], "Dataset992_Splits"))
+    run = Run("m", {}, {case: str(number) for number, case in enumerate(CASES)})
+    assert all(isinstance(warning, str) for warning in _splits(run, "Dataset992_Splits"))
 
 
 def marker(data: bytes) -> None:
@@ -107,21 +107,6 @@ def marker(data: bytes) -> None:
     with contextlib.suppress(UserError):
         Output.open(folder)
     assert keep.is_file() and precious().is_file()
-
-
-def cache(data: bytes) -> None:
-    from nnunet_l2g.evaluation.cache import Cache
-    from nnunet_l2g.evaluation.cases import Options, _is_scored
-    from nnunet_l2g.evaluation.labels import Labels
-    from nnunet_l2g.evaluation.names import SCORES
-
-    options = Options(lesions=True)
-    lists = {"lesion_sizes": [3], "lesion_detected": [True]}
-    good = {"organ": dict.fromkeys(SCORES, 1.0) | {"TP": 1, "FP": 0, "FN": 0} | lists}
-    write(place("cache", "key.json"), spoilt_json(Choices(data), good))
-    stored = Cache(FOLDER / "cache").get("key")
-    if stored is not None and _is_scored(stored, Labels((("organ", (1,)),), (0, 1), None, ".png", object), options):
-        assert all(value == value or value != value for value in (stored["organ"][name] + 0.0 for name in SCORES))
 
 
 def demo(data: bytes) -> None:
@@ -175,7 +160,6 @@ def logs(data: bytes) -> None:
     answer = argparse.Namespace(returncode=0, stdout=text.decode("utf-8", "replace"), stderr="")
     with swapped(slurm_runs, "_ask", lambda *_: answer):
         assert all(len(row) == 3 for row in slurm_runs.job_states().values())
-        slurm_runs.submitted_for("1")
     logging = {"epoch_end_timestamps": [2.0, 3.0], "epoch_start_timestamps": [1.0, 2.0], "train_losses": [1.0, 0.5]}
     logging |= {"val_losses": [1.0, 0.5], "mean_fg_dice": [0.1, 0.2]}
     with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
@@ -204,40 +188,22 @@ def adapt_source(data: bytes) -> None:
 
 
 def adapt_target(data: bytes) -> None:
-    """`adapt`: dataset.json of the target, and the fingerprint of an earlier run."""
+    """`adapt`: dataset.json of the target."""
     from nnunet_l2g.adaptation.datasets import find_source, find_target
-    from nnunet_l2g.adaptation.fingerprint import file_entry, geometries, load_fingerprint
 
     choices = Choices(data)
     raw = planned() / "raw" / TARGET
     source = find_source("990", "nnUNetPlans", None)
-    target = find_target("991", source)
-    kind = choices.below(3)
-    if kind:
-        images = {case: {"images": [f"imagesTr/{case}_0000.nii.gz"]} for case in CASES}
-        write(raw / "dataset.json", spoilt_json(choices, DATASET_JSON | ({"dataset": images} if kind == 2 else {})))
-        try:
-            found = find_target("991", source)
-            assert all(Path(case).name == case for case in found.cases)
-        except UserError:
-            pass
-        finally:
-            write(raw / "dataset.json", json.dumps(DATASET_JSON).encode())
-        return
-    path = raw / "imagesTr" / "{}_0000.nii.gz"
-    keys = ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5")
-    good = {
-        "format": 1, "dataset_name": TARGET, "image_reader_writer": "SimpleITKIO", "median_relative_size_after_cropping": 1.0,
-        "foreground_intensity_properties_per_channel": {"0": dict.fromkeys(keys, 1.0)},
-        "cases": {
-            case: {"files": [file_entry(Path(str(path).format(case))) | {"digest": "0"}], "shape": [2, 3, 4],
-                   "spacing": [1.0, 1.0, 1.0], "direction": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}
-            for case in CASES
-        },
-    }  # fmt: skip
-    found = load_fingerprint(write(place("adapt", "fingerprint.json"), spoilt_json(choices, good)), source, target)
-    if found is not None:
-        assert len(geometries(found)) == len(CASES)
+    images = {case: {"images": [f"imagesTr/{case}_0000.nii.gz"]} for case in CASES}
+    good = DATASET_JSON | ({"dataset": images} if choices.below(2) else {})
+    write(raw / "dataset.json", spoilt_json(choices, good))
+    try:
+        found = find_target("991", source)
+        assert all(Path(case).name == case for case in found.cases)
+    except UserError:
+        pass
+    finally:
+        write(raw / "dataset.json", json.dumps(DATASET_JSON).encode())
 
 
 def adapted_plans(data: bytes) -> None:
@@ -372,8 +338,8 @@ def trainer_names(data: bytes) -> None:
 
 WORDS = [
     "-d", "-tr", "-c", "-p", "-f", "-o", "-i", "-l", "-m", "-s", "-t", "-np", "-chk", "--train", "--measure", "--shift",
-    "--predictions", "--reference", "--device", "cpu", "cuda", "--executor", "slurm", "local", "--slurm-gpus", "--slurm-time",
-    "--slurm-memory", "--slurm-cpus", "--slurm-partition", "--slurm-extra", "--seed", "--resamples", "--lesion-overlap",
+    "--runs", "--predictions", "--reference", "--device", "cpu", "cuda", "--executor", "slurm", "local", "--slurm-gpus",
+    "--slurm-time", "--slurm-memory", "--slurm-cpus", "--slurm-partition", "--slurm-extra", "--lesion-overlap",
     "--surface-tolerance", "--overwrite", "--shell", "--domain", "1", "0", "-1", "nan", "inf", "1e999", "9" * 5000, "a=b", "a=",
     "=b", "²", "all", "x", "", "\n", "../x", "Dataset001_X", "\ud800", "%s", "{}",
 ]  # fmt: skip
@@ -384,7 +350,7 @@ def arguments(data: bytes) -> None:
     from nnunet_l2g import cli
     from nnunet_l2g.commands import compare
     from nnunet_l2g.comparison.models import choose_models, dataset_name
-    from nnunet_l2g.comparison.slurm_options import slurm_options
+    from nnunet_l2g.comparison.slurm_runs import slurm_options
 
     planned()
     choices = Choices(data)
@@ -400,7 +366,7 @@ def arguments(data: bytes) -> None:
                 compare.parse_predictions(args.predictions)
             else:
                 compare.check_fold_names(args.folds)
-                choose_models(dataset_name(args.dataset), args.trainers, args.plans, args.configurations)
+                choose_models(dataset_name(args.dataset), args.trainers, args.plans, args.configurations, args.runs)
         return 0
 
     module = importlib.import_module(f"nnunet_l2g.commands.{name}")
@@ -411,14 +377,14 @@ def arguments(data: bytes) -> None:
 
 def slurm(data: bytes) -> None:
     """Further options of sbatch: nothing that begins a line of its own, or that is ours to set."""
-    from nnunet_l2g.comparison.slurm_options import FIXED, OURS, _extra
+    from nnunet_l2g.comparison.slurm_runs import FIXED, _extra
 
     choices = Choices(data)
-    names = [*OURS, *FIXED, "account", "qos", "a-b", "", "--x", "A", "x\n#SBATCH"]
+    names = [*FIXED, "account", "qos", "a-b", "", "--x", "A", "x\n#SBATCH"]
     texts = [names[choices.below(len(names))] + ("=" if choices.below(2) else "") + choices.text() for _ in range(3)]
     with contextlib.suppress(UserError):
         for name, value in _extra(texts).items():
-            assert name not in (*OURS, *FIXED) and "\n" not in f"{name}{value}"
+            assert name not in FIXED and "\n" not in f"{name}{value}"
 
 
 def images(data: bytes) -> None:
@@ -483,7 +449,7 @@ def swapped(owner: object, name: str, value: object):
 TARGETS = {
     target.__name__: target
     for target in (
-        dataset_json, model_plans, compared_plans, planned_cases, summary, splits, marker, cache, demo, logs, adapt_source,
+        dataset_json, model_plans, compared_plans, planned_cases, summary, splits, marker, demo, logs, adapt_source,
         adapt_target, adapted_plans, checkpoint, stage, settings, trainer_names, arguments, slurm, images, properties, voxels,
     )
 }  # fmt: skip
