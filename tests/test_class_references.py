@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_l2g.layers import AuxiliaryHead, ClassReferences, VectorQuantizer, class_references
+from nnunet_l2g.layers import AuxiliaryHead, ClassReferences, class_references
 from nnunet_l2g.layers.class_references import NORM, unit
 from nnunet_l2g.layers.token_labels import balanced_weights, token_labels
 
@@ -72,15 +72,15 @@ def test_tokens_are_assigned_as_by_pots_plan_within_their_class(monkeypatch):
     module, features = make(codebook=False).double(), torch.randn(2, D, 5, 6, dtype=torch.float64)
     labels = torch.randint(-1, 3, (2, 1, 30), generator=torch.Generator().manual_seed(0))
     e = module.train().relate(features)[0].detach()
-    assigned = module._assign(e, None, labels)
-    tokens, directions = e.transpose(1, 2).flatten(0, 1), unit(module.references.detach())[0]
-    for label in range(3):
-        of_class = (labels.flatten() == label).nonzero()[:, 0]
-        scores = tokens[of_class] @ directions[label].T  # (n_c, M)
-        n = len(of_class)
-        plan = ot.sinkhorn(torch.full((n,), 1 / n).double(), torch.full((2,), 0.5).double(), -scores, 0.05, "sinkhorn_log",
-                           numItermax=500, stopThr=0, warn=False)  # fmt: skip
-        assert torch.equal(assigned.flatten()[of_class], 2 * label + plan.argmax(1))
+    assigned = module._assign(e, labels)
+    directions = unit(module.references.detach())[0]
+    for tokens, label, found in zip(e.transpose(1, 2), labels[:, 0], assigned[:, 0], strict=True):
+        for c in range(3):
+            scores = tokens[label == c] @ directions[c].T  # (n_c, M)
+            n = len(scores)
+            plan = ot.sinkhorn(torch.full((n,), 1 / n).double(), torch.full((2,), 0.5).double(), -scores, 0.05, "sinkhorn_log",
+                               numItermax=500, stopThr=0, warn=False)  # fmt: skip
+            assert torch.equal(found[label == c], 2 * c + plan.argmax(1))
 
 
 def test_no_reference_of_a_class_starves_and_the_nearest_one_does():
@@ -102,22 +102,6 @@ def test_no_reference_of_a_class_starves_and_the_nearest_one_does():
         cosines = unit(module.references.detach())[0, 1] @ torch.eye(D)[1:3].T
         used[nearest] = cosines.amax(0)  # how well each half of the class is met
     assert used[False].min() > 0.9, used
-
-
-def test_codes_give_the_assignment_of_their_tokens():
-    """With a code for each token, the counts of one step are the tokens."""
-    features, blocks = image(0, 1, 2, 3, noise=0.2, grid=(8, 4))
-    labels = blocks.repeat_interleave(4)[None, None] // 2
-    plain, coded = make(2, codebook=False).train(), make(2, seed=0).train()
-    coded.load_state_dict(plain.state_dict(), strict=False)
-    e = plain.relate(features)[0].detach()
-    codes = 32
-    coded.quantizer = VectorQuantizer(codes, D).train()
-    coded.quantizer.codebook.copy_(e[0].T)
-    coded.class_counts = torch.zeros(1, 2, codes).scatter_(1, labels, 1.0)
-    found = coded._assign(e, coded.quantizer(e.transpose(1, 2)), labels)
-    assert torch.equal(found, plain._assign(e, None, labels)) and len(found.unique()) == 4
-    torch.testing.assert_close(coded._counts, coded.class_counts)
 
 
 # ---- collection ----

@@ -21,15 +21,16 @@ WHOLE_IMAGE = (0.1, 5)  # eps and T of the transport of all tokens on all refere
 WEIGHT = 0.3  # w, of the loss
 COMPACTNESS = 0.1
 NORM = 0.1  # of a reference where it is placed
-DECAY = 0.99  # of the counts of codes in classes
+CODE_DECAY = 0.95  # of the codebook: tokens are many and move fast
+DECAY = 0.99  # of the counts of codes in classes, of which references are placed
 
 
 class ClassReferences(nn.Module):
     r"""M trainable references for each class, at one level of the decoder. docs/methods/l2gnet.md says what is inferred.
 
     Tokens :math:`e_i = \mathrm{unit}(W f_i)` (W affine), references :math:`\hat r = r / |r|`, cosines
-    :math:`s_{i,cm} = e_i \cdot \hat r_{cm}`, codes :math:`q_i` of the tokens (VectorQuantizer). Every transport relates codes;
-    loss and read-out use tokens.
+    :math:`s_{i,cm} = e_i \cdot \hat r_{cm}`, codes :math:`q_i` of the tokens (VectorQuantizer). Codes are
+    transported on the references and collected; loss and read-out use tokens.
 
     Collect, in training and prediction, without labels and without gradient. b are the image's own shares:
 
@@ -45,14 +46,13 @@ class ClassReferences(nn.Module):
 
     Read-out: :math:`\max_m e_i \cdot r'_{cm} / \tau` for each class; for a region, inside less outside.
 
-    Loss, with labels: within each class, :math:`A^c = \mathrm{Sinkhorn}(s(q_{i \in c}) / 0.05)` with uniform marginals over the
-    class's tokens and its M references assigns :math:`a_i = \arg\max_m A^c_{im}`, without gradient;
+    Loss, with labels: within each class of an image, :math:`A^c = \mathrm{Sinkhorn}(s_{i \in c} / 0.05)` with uniform marginals
+    over the class's tokens and its M references assigns :math:`a_i = \arg\max_m A^c_{im}`, without gradient;
 
     .. math::
         L = 0.3 \sum_i w_i \big(\mathrm{CE}(s_i / \tau, a_i) + 0.1\, (1 - s_{i, a_i})^2\big) + L_{commit}
 
-    :math:`w_i` gives every class of an image the same weight. The class's tokens are those of about the last hundred steps
-    (moving counts of codes): one patch may show one part of a structure only.
+    :math:`w_i` gives every class of an image the same weight.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class ClassReferences(nn.Module):
     dim : int
         d.
     codebook : bool
-        False: the tokens themselves are transported. Each DDP process then assigns its own tokens.
+        False: the tokens themselves are transported.
     nearest : bool
         The nearest reference in the place of both transports.
     moved : bool
@@ -117,7 +117,7 @@ class ClassReferences(nn.Module):
         self.quantizer = None
         if codebook:
             codes = CODES_PER_REFERENCE * sets * classes * per_class
-            self.quantizer = VectorQuantizer(codes, dim)
+            self.quantizer = VectorQuantizer(codes, dim, decay=CODE_DECAY)
             self.register_buffer("class_counts", torch.zeros(sets, classes, codes))
         self.register_buffer("placed", self.references.detach().clone())  # where they last started from
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -201,7 +201,11 @@ class ClassReferences(nn.Module):
                 return commitment if codes is not None else None
             labels = token_labels(target, self.outputs, grid, self.regions)  # (B, S, n)
             weights = balanced_weights(labels, self.references.shape[1]).to(e.dtype)  # (B, S, n)
-            assigned = self._assign(e.detach(), codes, labels)  # (B, S, n)
+            assigned = self._assign(e, labels)  # (B, S, n)
+            self._labels = labels
+            if codes is not None:
+                self._counts = torch.zeros_like(self.class_counts)  # (S, G, K)
+                self._count(self._counts, labels.clamp_min(0) * self._counts.shape[2] + codes[:, None], labels)
             return _recomputed(self._contrast, e, assigned, weights / assigned.shape[:2].numel()) + commitment
 
     def _contrast(self, e: torch.Tensor, assigned: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -212,45 +216,32 @@ class ClassReferences(nn.Module):
         return WEIGHT * (weights * (contrast.view_as(compactness) + COMPACTNESS * compactness)).sum()
 
     @torch.no_grad()
-    def _assign(self, e: torch.Tensor, codes: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
-        """Which reference of its class each token (B, d, n) with a label (B, S, n) is assigned to: c M + m, (B, S, n)."""
-        sets, classes, per_class, _ = self.references.shape
-        label = labels.clamp_min(0)  # tokens without one weigh nothing
-        if codes is None:
-            table = self._table(*self._members(e, labels))  # (S, G, B n)
-            table = table.unflatten(2, (len(e), -1)).permute(2, 0, 1, 3)  # (B, S, G, n)
-            assigned = table.gather(2, label[:, :, None])[:, :, 0]
-        else:
-            num_codes = self.class_counts.shape[2]
-            index = label * num_codes + codes[:, None]  # (B, S, n), into G K
-            offset = torch.arange(sets, device=index.device)[:, None] * classes * num_codes  # (S, 1)
-            counts = self.class_counts.new_zeros(self.class_counts.numel())
-            counts.index_add_(0, (index + offset).flatten(), (labels >= 0).to(counts.dtype).flatten())
-            self._counts = counts.view_as(self.class_counts)
-            table = self._table(self.quantizer.codebook.to(e.dtype), self.class_counts).flatten(1)  # (S, G K)
-            assigned = table.expand(len(e), -1, -1).gather(2, index)
-        self._labels = labels
-        used = assigned + torch.arange(sets, device=assigned.device)[:, None] * classes * per_class  # (B, S, n)
-        self.used.view(-1).index_add_(0, used.flatten(), (labels >= 0).to(self.used.dtype).flatten())
+    def _assign(self, e: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The reference of its class, c M + m, for each token (B, d, n) with a label (B, S, n): (B, S, n)."""
+        _, classes, per_class, _ = self.references.shape
+        label = labels.clamp_min(0)[:, :, None].expand(-1, -1, per_class, -1)  # (B, S, M, n)
+        s = (unit(self.references.to(e.dtype)).flatten(0, 2) @ e).unflatten(1, self.references.shape[:3])  # (B, S, G, M, n)
+        own = s.gather(2, label[:, :, None])[:, :, 0] / WITHIN_CLASS[0]  # (B, S, M, n): only its class matters to a token
+        v = own.new_zeros(*own.shape[:3], classes)  # (B, S, M, G)
+        for _ in range(0 if self.nearest else WITHIN_CLASS[1]):  # Sinkhorn of all classes at once
+            u = -(own + v.gather(3, label)).logsumexp(2, keepdim=True)  # (B, S, 1, n)
+            sent = (own + u).exp() * (labels >= 0)[:, :, None]
+            v = -torch.zeros_like(v).scatter_add(3, label, sent).clamp_min(1e-30).log()
+            v = v - v.mean(2, keepdim=True)  # a class's constant changes no plan, and would grow
+        assigned = label[:, :, 0] * per_class + (own + v.gather(3, label)).argmax(2)
+        self._count(self.used, assigned, labels)
         return assigned
+
+    def _count(self, into: torch.Tensor, index: torch.Tensor, labels: torch.Tensor) -> None:
+        """into (S, ...)[s, index] += 1 for each token (B, S, n) that has a label."""
+        each = into[0].numel() * torch.arange(len(into), device=index.device)[:, None]  # (S, 1)
+        into.view(-1).index_add_(0, (index + each).flatten(), (labels >= 0).to(into.dtype).flatten())
 
     def _members(self, e: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All tokens (B n, d), and which of them are of which class (S, G, B n)."""
         classes = torch.arange(self.references.shape[1], device=labels.device)[:, None]  # (G, 1)
         members = (labels.transpose(0, 1).flatten(1)[:, None] == classes).to(e.dtype)
         return e.transpose(1, 2).flatten(0, 1), members
-
-    def _table(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """For rows (R, d), of which counts (S, G, R) are of each class: the reference c M + m of that class, (S, G, R)."""
-        _, classes, per_class, _ = self.references.shape
-        s = unit(rows) @ unit(self.references.to(rows.dtype)).transpose(2, 3)  # (S, G, R, M)
-        if not self.nearest:
-            eps, iterations = WITHIN_CLASS
-            weights = counts.to(rows.dtype) + 1e-6  # so that a class without tokens has a plan, too
-            weights = weights / weights.sum(2, keepdim=True)
-            s = s / eps
-            s = s + sinkhorn_potentials(s, weights, s.new_full((per_class,), 1 / per_class), iterations)[1][:, :, None]
-        return s.argmax(3) + per_class * torch.arange(classes, device=s.device)[:, None]
 
     # ---- after the optimiser's step ----
 
@@ -270,9 +261,10 @@ class ClassReferences(nn.Module):
             self.quantizer.pending = None  # its codes are those of the codebook before
             return []
         if self.quantizer is not None:
-            self.quantizer.update()
+            restarted = self.quantizer.update()  # (K,)
             if counts is not None:
                 self.class_counts.lerp_(sum_over_ranks(counts), 1 - DECAY)
+                self.class_counts.masked_fill_(restarted, 0)
         if self._steps != self.placement_step or labels is None:
             return []
         rows, members = (self.quantizer.codebook, self.class_counts) if self.quantizer else self._members(e, labels)

@@ -25,9 +25,10 @@ class VectorQuantizer(nn.Module):
         N_k \leftarrow \lambda N_k + (1-\lambda) n_k, \quad m_k \leftarrow \lambda m_k + (1-\lambda) \sum_{i: k_i = k} h_i,
         \quad e_k = m_k / \tilde N_k
 
-    with Laplace-smoothed :math:`\tilde N`. Codes whose N falls under ``dead_below`` times the uniform share restart at a random
-    token. The first update places the codes by k-means. Updating outside the forward keeps torch.compile right: an in-place
-    update inside a compiled forward gives wrong gradients, since the backward looks up the code again.
+    with Laplace-smoothed :math:`\tilde N`. Codes whose N falls under ``dead_below`` times the uniform share restart at a token,
+    drawn in proportion to its squared distance from its code. The first update places the codes by k-means. Updating outside
+    the forward keeps torch.compile right: an in-place update inside a compiled forward gives wrong gradients, since the
+    backward looks up the code again.
 
     Parameters
     ----------
@@ -98,10 +99,13 @@ class VectorQuantizer(nn.Module):
         self.ema_sums.copy_(self.codebook * share)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """One EMA step from the last training forward, which it uses up. No host synchronisation."""
+    def update(self) -> torch.Tensor | None:
+        """One EMA step from the last training forward, which it uses up. Returns which codes (K,) restarted.
+
+        No host synchronisation.
+        """
         if self.pending is None:
-            return
+            return None
         tokens, codes = (x.flatten(0, 1) for x in self.pending)  # (n, d), (n,)
         self.pending = None
         num_codes = len(self.codebook)
@@ -109,7 +113,8 @@ class VectorQuantizer(nn.Module):
         statistics = tokens.new_zeros(num_codes, 1 + tokens.shape[1])  # (K, 1 + d): counts and sums
         statistics[:, 0].index_add_(0, codes, tokens.new_ones(len(codes)))
         statistics[:, 1:].index_add_(0, codes, tokens)
-        restarts = tokens[torch.randint(len(tokens), (num_codes,), device=tokens.device)]  # (K, d)
+        error = (tokens - self.codebook[codes]).float().square().sum(1) + 1e-12  # (n,)
+        restarts = tokens[torch.multinomial(error, num_codes, replacement=True)]  # (K, d)
         statistics, restarts = sum_over_ranks(statistics), from_rank_0(restarts)
         counts, sums = statistics[:, 0], statistics[:, 1:]
         self.used += counts
@@ -117,11 +122,13 @@ class VectorQuantizer(nn.Module):
         self.ema_sums.lerp_(sums, 1 - self.decay)
         total = self.ema_counts.sum()
         dead = self.ema_counts < self.dead_below * total / num_codes  # (K,)
-        self.ema_counts.copy_(torch.where(dead, total / num_codes, self.ema_counts))
-        self.ema_sums.copy_(torch.where(dead[:, None], restarts * total / num_codes, self.ema_sums))
+        start = 2 * self.dead_below * total / num_codes  # soon dead again if no token comes
+        self.ema_counts.copy_(torch.where(dead, start, self.ema_counts))
+        self.ema_sums.copy_(torch.where(dead[:, None], restarts * start, self.ema_sums))
         total = self.ema_counts.sum()
         smoothed = (self.ema_counts + 1e-5) / (total + num_codes * 1e-5) * total  # (K,)
         self.codebook.copy_(self.ema_sums / smoothed[:, None])
+        return dead
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
