@@ -56,6 +56,10 @@ class PlanNetwork(nn.Module):
         self.encoder, self.decoder = encoder, decoder
         if self.method_off:
             self.forward = lambda x: self.decoder(self.encoder(x))
+        self.store_settings(settings)
+
+    def store_settings(self, settings: Mapping) -> None:
+        """Replaces the settings, for a subclass that knows them only when the backbone is opened."""
         text = json.dumps(dict(settings), sort_keys=True).encode()
         # a tensor, so that every tool that reads weights (weights_only, safetensors) can read it
         self.register_buffer("settings", torch.tensor(list(text), dtype=torch.uint8))
@@ -100,12 +104,8 @@ class PlanNetwork(nn.Module):
         """
         return None
 
-    def after_step(self) -> None:
-        """Called by the trainer after each optimiser step."""
-
-    def fast_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the trainer gives a multiple of the learning rate."""
-        return []
+    def after_step(self) -> list[nn.Parameter] | None:
+        """Called by the trainer after each optimiser step. Returns parameters that it set anew: they lose their momentum."""
 
     def diagnostic_keys(self) -> list[str]:
         """Names that `diagnostics` returns after a training forward, in the order of log and figure."""
@@ -151,11 +151,10 @@ class PlanNetwork(nn.Module):
                 "with -pretrained_weights; to continue or predict, use the trainer that made the checkpoint."
             )
         theirs = decode_settings(state_dict["settings"])
-        differences = [
-            f"{key}: checkpoint {theirs.get(key, 'none')!r}, here {mine.get(key, 'none')!r}"
-            for key in sorted(mine.keys() | theirs.keys())
-            if mine.get(key) != theirs.get(key)
-        ]
+        different = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
+        for first in ("network", "format"):  # that differ explain all the others
+            different = [first] if first in different else different
+        differences = [f"{key}: checkpoint {theirs.get(key, 'none')!r}, here {mine.get(key, 'none')!r}" for key in different]
         if differences:
             raise RuntimeError(
                 f"these weights were made with other settings ({'; '.join(differences)}). Use the trainer and the version of "

@@ -62,6 +62,7 @@ PLANS = {
         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
     ),
 }  # fmt: skip
+PLANS["malc_60"] = PLANS["malc"]._replace(classes=61)  # as many structures as whole-body or whole-brain labels have
 
 
 def prepare_folders(folder: Path) -> None:

@@ -22,15 +22,12 @@ ON_GPU = {  # file: the command that makes it
         for suffix, option in (("", "--compile"), ("_eager", "--no-compile"))
     },
     **{f"inference_time_{plan}_cuda.json": f"inference_time.py --plan {plan}" for plan in PLANS},
-    "sinkhorn_cuda.json": "sinkhorn.py --n 128 280 1024 4096 8192 32768 --p 16 64 256 --batch 1 2 16 --max-mib 40000",
-    "growth_cuda.json": "growth.py --steps 10 --figure docs/images/growth_cuda.png",
     "host_sync_cuda.json": "host_sync.py",
-    "quantiser_cuda.json": "quantiser.py --calls 200",
 }
 L2GNET, GRCSF, GLUA = (f"nnUNetTrainer{name}" for name in ("L2GNet", "GRCSF", "GLUA"))
 TARGETS = [  # what, network, file, value in its row, the most it may be
-    ("L2GNet, training step", L2GNET, "step_time", "ratio_to_vanilla", 1.03),
-    ("L2GNet, memory of a step", L2GNET, "step_time", "memory_ratio", 1.03),
+    ("L2GNet, training step", L2GNET, "step_time", "ratio_to_vanilla", 1.05),
+    ("L2GNet, memory of a step", L2GNET, "step_time", "memory_ratio", 1.05),
     ("L2GNet, prediction of a case", L2GNET, "inference_time", "ratio_to_vanilla", 1.02),
     ("GRCSF, training step", GRCSF, "step_time", "ratio_to_vanilla", 1.35),
     ("GRCSF, memory of a step", GRCSF, "step_time", "memory_ratio", 1.35),
@@ -70,10 +67,7 @@ def make_page() -> str:
         *counted(),
         *[part for file in found("step_time") for part in step_time(file)],
         *[part for file in found("inference_time") for part in inference_time(file)],
-        *[part for file in found("sinkhorn") for part in sinkhorn(file)],
-        *[part for file in found("growth") for part in growth(file)],
         *[part for file in found("host_sync") for part in host_sync(file)],
-        *[part for file in found("quantiser") for part in quantiser(file)],
         *commands(),
         *missing(),
     ]
@@ -121,12 +115,6 @@ def targets() -> list[str]:
         plain = network.removeprefix("nnUNetTrainer")
         counts = [read("step_count.json")["plans"][plan][plain][COUNTED[script, key]] for plan in PLANS]
         rows.append([what, f"{most:.2f}", ", ".join(values) or "not yet", ", ".join(f"{count:.2f}" for count in counts)])
-    speed = "not yet"
-    if (FOLDER / "sinkhorn_cuda.json").exists():
-        wanted = {"n": 280, "p": 64, "batch": 2, "solver": "POT batch"}
-        (row,) = (r for r in read("sinkhorn_cuda.json")["results"] if wanted.items() <= r.items())
-        speed = f"{row['ratio_to_ours']:.1f}"
-    rows.append(["Sinkhorn, n 280, p 64, batch 2: time of POT's batched solver over ours", "at least 10", speed, "n/a"])
     return [
         "## Targets",
         "On one H200, as multiples of vanilla. These are aims, not results. The last column is what the operations, or the "
@@ -190,45 +178,6 @@ def inference_time(file: Path) -> list[str]:
     ]
 
 
-def sinkhorn(file: Path) -> list[str]:
-    result = read(file)
-    rows = []
-    for row in result["results"]:
-        size = [row["solver"], row["n"], row["p"], row["batch"]]
-        if "skipped" in row:
-            rows.append([*size, row["skipped"].replace("would take", "skipped:"), "", "", ""])
-            continue
-        difference = "n/a" if row["gradient_difference"] is None else f"{row['gradient_difference']:.0e}"
-        times = "n/a" if row["ratio_to_ours"] is None else f"{row['ratio_to_ours']:.2f}"
-        rows.append([*size, f"{row['median_ms']:.2f}", times, f"{row['memory_mib']:.2f}", difference])
-    memory = "kept for the backward" if result["cuda"] is None else "peak of a call"
-    return [
-        f"## Sinkhorn, forward and backward, {result['iterations']} iterations",
-        f"Time over ours (not compiled); memory: {memory}; the largest error of the gradient. geomloss computes something "
-        "else: its eps falls on the way, and its gradient is the last step's.",
-        table(["solver", "n", "p", "batch", "ms", "over ours", "MiB", "error"], rows),
-        source(file, result) + f". POT {result['pot']}, geomloss {result['geomloss']}",
-    ]
-
-
-def growth(file: Path) -> list[str]:
-    result = read(file)
-    rows = [
-        [row["network"], {"voxels": f"{row['value']}x voxels"}.get(row["series"], f"{row['series']} = {row['value']}"),
-         f"{1000 * row['median_seconds']:.1f}", ratio(row), f"{row['memory_mib']:.1f}", f"{row['memory_ratio']:.2f}"]
-        for row in result["results"] if row["value"]
-    ]  # fmt: skip
-    shape = "x".join(map(str, result["base_patch"]))
-    picture = [f"![Step time and memory over voxels, p and K](images/{file.stem.removesuffix('_cpu')}.png)"]
-    return [
-        "## Growth with the patch, p and K",
-        f"Base patch {shape}, batch {result['batch']}, features {result['features']}; memory is {result['memory']}.",
-        *(picture if (PAGE.parent / "images" / f"{file.stem.removesuffix('_cpu')}.png").exists() else []),
-        table(["network", "size", "ms of a step", "ratio", "MiB", "ratio"], rows),
-        source(file, result),
-    ]
-
-
 def host_sync(file: Path) -> list[str]:
     result = read(file)
     rows = [[name, row["waits"], row["may_wait"], row["only_here"]] for name, row in result["trainers"].items()]
@@ -240,19 +189,6 @@ def host_sync(file: Path) -> list[str]:
         "translation step's its numbers for the log.",
         table(["step", "waits", "may wait", "waits for nothing on CUDA"], rows),
         source(file, result),
-    ]
-
-
-def quantiser(file: Path) -> list[str]:
-    result = read(file)
-    rows = [
-        [row["quantiser"], row["batch"], row["n"], row["K"], f"{row['median_ms']:.2f}", f"{row['codebook_difference']:.0e}"]
-        for row in result["results"]
-    ]
-    return [
-        "## The quantiser's training step",
-        table(["quantiser", "batch", "n", "K", "ms", "difference of the codebooks"], rows),
-        source(file, result) + f". vector-quantize-pytorch {result['vector_quantize_pytorch']}",
     ]
 
 

@@ -1,6 +1,6 @@
 """What a training step takes on plans of real size, counted and not measured: operations, and what the backward keeps.
 
-python benchmarks/step_count.py [--plan malc acdc idrid] [--candidates] [-o step_count.json]
+python benchmarks/step_count.py [--plan malc malc_60 acdc idrid] [-o step_count.json]
 
 Networks run on torch's meta device, so this needs neither a GPU nor minutes. Operations are those of convolutions and matrix
 products (torch.utils.flop_counter) in forward and backward of a batch, and in the forward of one patch, as prediction makes
@@ -21,7 +21,6 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from candidates.l2gnet_candidates import CANDIDATES
 from fixed_plans import PLANS, Plan, make_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timing import MIB, conditions, write_json
@@ -37,15 +36,13 @@ NETWORKS = ("L2GNet", "GRCSF", "GLUA")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = ["malc", "acdc", "idrid"]
+    default = ["malc", "malc_60", "acdc", "idrid"]
     parser.add_argument("--plan", choices=PLANS, nargs="+", default=default, metavar="PLAN", help="default: %(default)s")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the result as JSON")
-    parser.add_argument("--candidates", action="store_true", help="forms of L2GNet in candidates/, not the three networks")
     args = parser.parse_args()
-    others = {name: trainer.network_settings for name, trainer in CANDIDATES.items()} if args.candidates else {}
     plans = {}
     for name in args.plan:
-        rows = plans[name] = count_plan(PLANS[name], others)
+        rows = plans[name] = count_plan(PLANS[name])
         for network, row in rows.items():
             short = network.removeprefix("nnUNetTrainer")
             print(f"{name:<12}{short:<24}{row['gflop']:>12.1f} GFLOP{row['gflop_ratio']:>8.3f}", end="")
@@ -55,16 +52,12 @@ def main() -> int:
     return 0
 
 
-def count_plan(plan: Plan, candidates: dict[str, dict]) -> dict[str, dict]:
-    """Operations and bytes by network, the plain one first; of candidates, arguments of L2GNet by name, if there are any."""
+def count_plan(plan: Plan) -> dict[str, dict]:
+    """Operations and bytes by network, the plain one first."""
     configuration = PlansManager(make_plans(plan)).get_configuration("benchmark")
     data = torch.empty(plan.batch, plan.channels, *plan.patch, device="meta")
     made = {"vanilla": architectures.GLUA.from_plans(configuration, plan.channels, plan.classes)}  # without a target: plain
-    wanted = {name: ("L2GNet", settings) for name, settings in candidates.items()} or {name: (name, {}) for name in NETWORKS}
-    made |= {
-        name: getattr(architectures, network).from_plans(configuration, plan.channels, plan.classes, **settings)
-        for name, (network, settings) in wanted.items()
-    }
+    made |= {name: getattr(architectures, name).from_plans(configuration, plan.channels, plan.classes) for name in NETWORKS}
     rows: dict[str, dict] = {}
     for name, network in made.items():
         network.to("meta").train()

@@ -35,8 +35,11 @@ CPU = torch.device("cpu")
 STAGES = {
     "nnUNetTrainerL2GNet": None,
     "nnUNetTrainerL2GNetNoCodebook": None,
-    "nnUNetTrainerL2GNetNoTransport": None,
-    "nnUNetTrainerL2GNetSoftmax": None,
+    "nnUNetTrainerL2GNetNearestReference": None,
+    "nnUNetTrainerL2GNetFixedReferences": None,
+    "nnUNetTrainerL2GNetOneReference": None,
+    "nnUNetTrainerL2GNetNoReadout": None,
+    "nnUNetTrainerL2GNetAuxiliaryHead": None,
     "nnUNetTrainerGRCSF": "autoencoder",
     "nnUNetTrainerGRCSFFocal": "autoencoder",
     "nnUNetTrainerGRCSFNoGCU": "autoencoder",

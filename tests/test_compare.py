@@ -551,7 +551,10 @@ def test_train_fills_in_what_is_missing(planned, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     (tmp_path / "results").mkdir()
-    trainers = ["nnUNetTrainerL2GNetNoTransport_2epochs_2iterations", "nnUNetTrainerL2GNetSoftmax_2epochs_2iterations"]
+    trainers = [
+        "nnUNetTrainerL2GNetNearestReference_2epochs_2iterations",
+        "nnUNetTrainerL2GNetOneReference_2epochs_2iterations",
+    ]
     output = tmp_path / "report"
 
     def run(*more):
@@ -589,9 +592,9 @@ def test_train_fills_in_what_is_missing(planned, tmp_path, monkeypatch, capsys):
     assert "nnUNetv2_train" not in again and "perturbing" not in again and "Predicting" not in again
     assert json.loads((output / "report.json").read_text())["shift"] == report["shift"]
 
-    trainers[1] = "nnUNetTrainerL2GNetSoftmaxx"
+    trainers[1] = "nnUNetTrainerL2GNetOneReferencex"
     status, printed = run("--train")
-    assert status == 1 and "-tr nnUNetTrainerL2GNetSoftmaxx: nnU-Net finds no trainer of this name" in printed.err
+    assert status == 1 and "-tr nnUNetTrainerL2GNetOneReferencex: nnU-Net finds no trainer of this name" in printed.err
 
 
 def test_shift_asks_for_raw_images_and_no_cascade(folders, tmp_path, capsys):

@@ -13,7 +13,6 @@ from tiny_model import make_plans, write_case, write_model
 from nnunet_l2g.inspection.case import read_case
 from nnunet_l2g.inspection.geometry import to_original, write_map
 from nnunet_l2g.inspection.model import load_model
-from nnunet_l2g.inspection.patch import cut, patch_box
 from nnunet_l2g.inspection.tiles import tile_maps, to_patch
 
 torch.set_num_threads(1)
@@ -90,17 +89,6 @@ def test_coarse_maps_are_repeated_where_they_lie():
     coarse = torch.arange(6).view(1, 1, 2, 3)
     fine = to_patch(coarse, (4, 9))
     assert torch.equal(fine, coarse.repeat_interleave(2, 2).repeat_interleave(3, 3))
-
-
-def test_the_patch_lies_around_the_rarest_class():
-    labels = np.zeros((20, 40, 40), np.int16)
-    labels[2:12, 5:30, 5:30] = 1
-    labels[15, 33, 36] = 2
-    index, box = patch_box(labels, (8, 16, 16))
-    assert index is None and (cut(labels[None], index, box) == 2).sum() == 1
-    index, box = patch_box(labels, (16, 16))
-    assert index == 15 and cut(labels[None], index, box).shape == (1, 16, 16) and (cut(labels[None], index, box) == 2).any()
-    assert patch_box(np.zeros((20, 40, 40)), (8, 16, 16)) == (None, [[6, 14], [12, 28], [12, 28]])
 
 
 def test_a_natural_image_gets_unit_spacing(tmp_path):

@@ -159,8 +159,8 @@ def test_what_nobody_has_is_not_made(name):
 
 
 def test_a_slip_in_a_name_of_ours_gets_a_hint(capsys):
-    assert not hasattr(trainers, "nnUNetTrainerL2GNetSoftmax_20epoch_")
-    assert "has no nnUNetTrainerL2GNetSoftmax_20epoch_ (names are <Trainer>, <Trainer>_<N>epochs" in capsys.readouterr().err
+    assert not hasattr(trainers, "nnUNetTrainerL2GNetNoReadout_20epoch_")
+    assert "has no nnUNetTrainerL2GNetNoReadout_20epoch_ (names are <Trainer>, <Trainer>_<N>epochs" in capsys.readouterr().err
     assert not hasattr(trainers, "nnUNetTrainerOfMine") and not capsys.readouterr().err
 
 

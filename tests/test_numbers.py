@@ -146,18 +146,15 @@ def test_discriminator_is_float32_under_autocast_with_features_of_any_size(dtype
     iterations=st.integers(1, 10), seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_sinkhorn_is_finite_and_moves_all_mass_at_any_size_and_scale(n, p, magnitude, eps, iterations, seed):
-    """Scores far outside the cosines it is given in the network: a plan whose columns sum to 1, with finite gradients."""
+    """Scores far outside the cosines it is given in the network: a plan whose columns sum to 1 / p."""
     scores = 10.0**magnitude * torch.randn(2, n, p, generator=torch.Generator().manual_seed(seed))
-    scores.requires_grad_()
-    u, v = sinkhorn_potentials(scores, eps, iterations)
-    plan = (scores / eps + u[..., None] + v[:, None]).exp()  # (2, n, p)
+    u, v = sinkhorn_potentials(scores / eps, torch.full((n,), 1 / n), torch.full((p,), 1 / p), iterations)
+    plan = p * (scores / eps + u[..., None] + v[:, None]).exp()  # (2, n, p)
     # float32 resolves a potential of size |S| to |S| 2^-24, and the plan to that over eps
-    tolerance = 1e-4 + 4e-7 * float(scores.detach().abs().max()) / eps
+    tolerance = 1e-4 + 4e-7 * float(scores.abs().max()) / eps
     if tolerance < 0.1:
         torch.testing.assert_close(plan.sum(1), torch.ones(2, p), rtol=tolerance, atol=tolerance)
     assert torch.isfinite(u).all() and torch.isfinite(v).all()
-    (u.square().mean() + v.square().mean()).backward()
-    assert torch.isfinite(scores.grad).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -172,13 +169,14 @@ def test_quantiser_is_finite_at_any_size_and_scale(batch, n, k, d, magnitude, co
     h = 10.0**magnitude * torch.randn(batch, 1 if constant else n, d).expand(batch, n, d).clone()
     for _ in range(4):
         h.requires_grad_()
-        q = quantizer(h)
-        assert q.shape == h.shape and torch.isfinite(q).all() and torch.isfinite(quantizer.loss)
-        (q.square().mean() + quantizer.loss).backward()
+        loss = quantizer.commitment(h, quantizer(h))
+        assert torch.isfinite(loss)
+        loss.backward()
         assert torch.isfinite(h.grad).all()
         quantizer.update()
         assert all(torch.isfinite(b).all() for b in quantizer.buffers() if b.is_floating_point())
         nearest = torch.cdist(h.detach(), quantizer.codebook[None].expand(batch, -1, -1)).min(-1).values
-        chosen = (h.detach() - quantizer.codebook[quantizer.codes(h.detach())]).norm(dim=-1)
+        chosen = (h.detach() - quantizer.codebook[quantizer.eval()(h)]).norm(dim=-1)
+        quantizer.train()
         torch.testing.assert_close(chosen, nearest, rtol=1e-2, atol=1e-2 * 10.0**magnitude)
         h = h.detach()

@@ -157,7 +157,7 @@ def test_slurm_time_limit_continues_in_the_same_job(on_cluster, stub, tmp_path, 
 def test_slurm_trains_with_nnunet_through_a_preemption(cluster, planned, tmp_path):
     """Two real trainings at once, both preempted: they continue with --c, the report is written, no process is left."""
     (tmp_path / "results").mkdir()
-    trainers = ["nnUNetTrainerL2GNet_6epochs_2iterations", "nnUNetTrainerL2GNetNoTransport_4epochs_2iterations"]
+    trainers = ["nnUNetTrainerL2GNet_6epochs_2iterations", "nnUNetTrainerL2GNetNearestReference_4epochs_2iterations"]
     variables = planned.environment | cluster.variables | {"nnUNet_results": str(tmp_path / "results")}
     output, jobs = str(tmp_path / "report"), ["--slurm-partition", "low", "--slurm-cpus", "1", "--slurm-time", "30"]
     command = ["-d", "981", "-c", "3d_fullres", "-f", "0", "-tr", *trainers, "-o", output, "-np", "1"]

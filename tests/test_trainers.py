@@ -3,7 +3,6 @@
 import copy
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from planned import PLAIN, RICH, narrow
 
 from nnunet_l2g import compatibility, trainers
@@ -120,9 +120,10 @@ def test_every_trainer_takes_a_step_and_logs_its_own(nnunet_folders, name):
     trainer.leave_out_labelled = False  # GRCSF's: make_batch labels a voxel of every token
     assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (2, 3, 1)
     trainer.on_train_start()
-    l2gnet = "L2GNet" in name
-    codes, references = l2gnet and "NoCodebook" not in name, l2gnet and "NoTransport" not in name
-    assert ("perplexity" in trainer.diagnostic_keys, "kept_variance" in trainer.diagnostic_keys) == (codes, references)
+    references = "L2GNet" in name and "AuxiliaryHead" not in name
+    codes, read = references and "NoCodebook" not in name, "L2GNet" in name and "NoReadout" not in name
+    keys = trainer.diagnostic_keys
+    assert ("perplexity" in keys, "references_used" in keys, "alpha" in keys) == (codes, references, read)
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
     trainer.on_train_epoch_end([trainer.train_step(make_batch(trainer, 2))])
@@ -131,21 +132,21 @@ def test_every_trainer_takes_a_step_and_logs_its_own(nnunet_folders, name):
     trainer.on_train_end()
 
 
-def test_auxiliary_loss_counts_in_training_only(nnunet_folders):
+def test_auxiliary_loss_counts_in_training_only_and_knows_the_labels(nnunet_folders):
     trainer = make(nnunet_folders, configuration="2d")
     trainer.initialize()
     batch = make_batch(trainer, 2)
     trainer.network.train()
     outputs = trainer.network(batch["data"])
-    auxiliary = trainer.network.auxiliary_loss()
-    assert auxiliary > 0
+    auxiliary = trainer.network.auxiliary_loss(batch["target"][0])
+    assert auxiliary > trainer.network.auxiliary_loss() > 0
     assert trainer.loss(outputs, batch["target"]) == trainer.loss.loss(outputs, batch["target"]) + auxiliary
     trainer.network.eval()
     outputs = trainer.network(batch["data"])
     assert trainer.loss(outputs, batch["target"]) == trainer.loss.loss(outputs, batch["target"])
 
 
-def test_references_learn_at_five_times_the_rate_through_the_whole_schedule(nnunet_folders):
+def test_optimiser_and_rates_are_nnunets(nnunet_folders):
     trainer = make(nnunet_folders, trainers.nnUNetTrainerL2GNet_10epochs, configuration="2d")
     trainer.initialize()
     vanilla = make(nnunet_folders, nnUNetTrainer, configuration="2d", num_epochs=10)
@@ -153,19 +154,39 @@ def test_references_learn_at_five_times_the_rate_through_the_whole_schedule(nnun
     for epoch in (0, 4, 9):
         trainer.lr_scheduler.step(epoch)
         vanilla.lr_scheduler.step(epoch)
-        rates = [group["lr"] for group in trainer.optimizer.param_groups]
-        expected = vanilla.optimizer.param_groups[0]["lr"]
-        assert rates == pytest.approx([expected, 5 * expected])
-    references = trainer.network.l2g[0].alignment.references
-    assert trainer.optimizer.param_groups[1]["params"] == [references]
-    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    assert {id(p) for p in parameters} == {id(p) for p in trainer.network.parameters()}
+        (mine,), (theirs,) = ([{**group, "params": None} for group in one.optimizer.param_groups] for one in (trainer, vanilla))
+        assert mine == theirs
+    assert {id(p) for p in trainer.optimizer.param_groups[0]["params"]} == {id(p) for p in trainer.network.parameters()}
+
+
+def test_references_are_placed_early_in_short_trainings_and_lose_their_momentum_there(nnunet_folders):
+    for name, step in (("_1epochs_1iterations", 2), ("_10epochs_20iterations", 10), ("", 250)):
+        trainer = make(nnunet_folders, getattr(trainers, f"nnUNetTrainerL2GNet{name}"), configuration="2d")
+        trainer.initialize()
+        assert trainer.network.l2g.placement_step == step
+    trainer.network.l2g.placement_step = 2
+    batch, references = make_batch(trainer, 2), trainer.network.l2g.references
+    for step in (1, 2, 3):
+        trainer.train_step(copy.deepcopy(batch))
+        assert ("momentum_buffer" in trainer.optimizer.state.get(references, {})) == (step != 2)
+
+
+def test_regions_are_known_at_prediction(nnunet_folders):
+    """nnU-Net builds the network there from the plans alone; it writes the trainer's plans into the model's folder."""
+    trainer = make(nnunet_folders, dataset=RICH, configuration="2d")
+    trainer.on_train_start()
+    plans = json.loads(Path(trainer.output_folder_base, "plans.json").read_text())
+    network = nnUNetTrainerL2GNet.build_network_architecture(
+        PlansManager(plans), trainer.configuration_manager, 2, trainer.label_manager.num_segmentation_heads, False
+    )
+    assert network.regions and not make(nnunet_folders).label_manager.has_regions
+    network.load_state_dict(trainer.raw_network.state_dict())
 
 
 def test_a_step_that_the_gradient_scaler_skips_moves_no_code(nnunet_folders):
     trainer = make(nnunet_folders, configuration="2d")
     trainer.initialize()
-    block, batch = trainer.network.l2g[0], make_batch(trainer, 2)
+    block, batch = trainer.network.l2g, make_batch(trainer, 2)
     trainer.network.train()
     trainer.grad_scaler = torch.amp.GradScaler("cpu")
     trainer.train_step(copy.deepcopy(batch))
@@ -190,12 +211,12 @@ def test_a_users_own_optimiser_and_loss_keep_the_codebook_alive(nnunet_folders):
 
     trainer = make(nnunet_folders, OfMine, configuration="2d")
     trainer.initialize()
-    codebook = trainer.network.l2g[0].quantizer.codebook.clone()
+    codebook = trainer.network.l2g.quantizer.codebook.clone()
     trainer.network.train()
     trainer.train_step(make_batch(trainer, 2))
-    assert int(trainer.network.l2g[0].steps) == 1
-    assert not torch.equal(codebook, trainer.network.l2g[0].quantizer.codebook)
-    assert trainer.network.l2g[0].project_in.weight.grad.abs().max() > 0  # only the commitment loss reaches it at first
+    assert int(trainer.network.l2g.steps) == 1
+    assert not torch.equal(codebook, trainer.network.l2g.quantizer.codebook)
+    assert trainer.network.l2g.project.weight.grad.abs().max() > 0
 
 
 def test_nonfinite_loss_stops_training_and_names_the_cases(nnunet_folders, capsys):
@@ -238,14 +259,14 @@ def test_vanilla_checkpoint_loads_through_nnunets_own_pretrained_weights(nnunet_
     trainer.on_train_start()
     log = capsys.readouterr().out.rsplit("-pretrained_weights:", 1)[1]
     assert "encoder.stages.0.0.convs.0.conv.weight" in log.split("Not taken")[0]
-    assert "l2g.0.project_in.weight" in log.split("Not taken")[1]
+    assert "l2g.project.weight" in log.split("Not taken")[1]
     loaded = trainer.network.state_dict()
     for key, value in vanilla.network.state_dict().items():
         assert torch.equal(loaded[key], value) != (".seg_layers." in key), key
     assert all(torch.equal(value, trainer.network.l2g.state_dict()[key]) for key, value in before.items())
     trainer.on_train_end()
     saved = torch.load(trainer.output_folder + "/checkpoint_final.pth", weights_only=False)["network_weights"]
-    assert "l2g.0.quantizer.codebook" in saved  # the view of plain weights is over
+    assert "l2g.quantizer.codebook" in saved  # the view of plain weights is over
 
 
 def test_a_checkpoint_is_nnunets_own_and_ours_serialised_once(nnunet_folders, tmp_path, monkeypatch):
@@ -277,16 +298,14 @@ def test_a_checkpoint_resumes_whole(nnunet_folders):
     second.load_checkpoint(file)
     for (key, one), two in zip(first.network.state_dict().items(), second.network.state_dict().values(), strict=True):
         assert torch.equal(one, two), key
-    assert [g.get("lr_scale", 1) for g in second.optimizer.param_groups] == [1, 5]
     for one, two in zip(first.optimizer.state.values(), second.optimizer.state.values(), strict=True):
         assert torch.equal(one["momentum_buffer"], two["momentum_buffer"])
-    assert second.current_epoch == 1 and int(second.network.l2g[0].steps) == 1
+    assert second.current_epoch == 1 and int(second.network.l2g.steps) == 1
     second.train_step(make_batch(second, 2))
-    assert second.network.l2g[0]._steps == 2  # counted on, not started anew: the codes are not placed again
-    assert second.network.l2g[0].alignment.references.grad.abs().max() > 0
+    assert second.network.l2g._steps == 2  # counted on, not started anew: the codes are not placed again
 
 
-@pytest.mark.parametrize("other", [nnUNetTrainer, trainers.nnUNetTrainerL2GNetSoftmax])
+@pytest.mark.parametrize("other", [nnUNetTrainer, trainers.nnUNetTrainerL2GNetOneReference])
 def test_a_checkpoint_of_another_trainer_is_refused(nnunet_folders, other):
     foreign = make(nnunet_folders, other, configuration="2d")
     foreign.initialize()
@@ -330,18 +349,6 @@ def test_other_nnunets_are_refused_at_once(nnunet_folders, monkeypatch, version)
         make(nnunet_folders)
 
 
-def test_plans_with_a_bottleneck_of_one_voxel_are_refused_before_training(nnunet_folders):
-    folder = nnunet_folders.path("preprocessed", PLAIN)
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
-    plans["configurations"]["2d"]["patch_size"] = np.prod(
-        plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["strides"], axis=0
-    ).tolist()
-    shutil.copy(folder / "nnUNetPlans.json", folder / "tinyPlans.json")
-    (folder / "tinyPlans.json").write_text(json.dumps(plans))
-    with pytest.raises(ValueError, match="single voxel"):
-        make(nnunet_folders, plans="tinyPlans", configuration="2d").initialize()
-
-
 def test_nnunets_own_function_finds_and_makes_the_trainer(nnunet_folders, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", nnunet_folders.environment["nnUNet_extTrainer"])
     trainer = get_trainer_from_args("981", "2d", 0, "nnUNetTrainerL2GNet_4epochs", device=CPU)
@@ -353,10 +360,10 @@ def test_another_trainers_checkpoint_is_refused_before_an_epoch(nnunet_folders, 
     monkeypatch.setenv("nnUNet_extTrainer", nnunet_folders.environment["nnUNet_extTrainer"])
     first = make(nnunet_folders, configuration="2d")
     first.initialize()
-    other = get_trainer_from_args("981", "2d", 0, "nnUNetTrainerL2GNetSoftmax", device=CPU)
+    other = get_trainer_from_args("981", "2d", 0, "nnUNetTrainerL2GNetOneReference", device=CPU)
     Path(other.output_folder).mkdir(parents=True, exist_ok=True)
     first.save_checkpoint(f"{other.output_folder}/checkpoint_latest.pth")
-    with pytest.raises(RuntimeError, match="iterations: checkpoint 20, here 0"):
+    with pytest.raises(RuntimeError, match="per_class: checkpoint 'none', here 1"):
         maybe_load_checkpoint(other, True, False, None)
 
 

@@ -7,7 +7,7 @@ import torch
 from distributed import run_two_processes
 from vector_quantize_pytorch import VectorQuantize
 
-from nnunet_l2g.layers import VectorQuantizer
+from nnunet_l2g.layers import VectorQuantizer, vector_quantizer
 from nnunet_l2g.layers.kmeans import kmeans_centres
 
 K, D = 8, 5
@@ -34,31 +34,28 @@ def test_equals_vector_quantize_pytorch_over_several_updates():
     ours, theirs = make_pair()
     for step in range(5):
         h = tokens(step)
-        q = ours(h)
-        codes = ours.pending[1]
-        expected, indices, loss = theirs(h)
-        torch.testing.assert_close(q, expected)
-        assert torch.equal(codes, indices)
-        torch.testing.assert_close(ours.loss, loss.sum())
+        codes = ours(h)
+        _, indices, loss = theirs(h)
+        assert torch.equal(codes, indices) and torch.equal(ours.pending[1], codes)
+        torch.testing.assert_close(ours.commitment(h, codes), loss.sum())
         ours.update()
         torch.testing.assert_close(ours.codebook, theirs._codebook.embed[0], rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_is_straight_through_plus_commitment():
-    quantizer = VectorQuantizer(K, D).train()
-    h = tokens().requires_grad_()
-    weights = tokens(1)
-    q = quantizer(h)
-    ((q * weights).sum() + quantizer.loss).backward()
-    e = quantizer.codebook[quantizer.codes(h)]
-    torch.testing.assert_close(h.grad, weights + 0.25 * 2 * (h - e).detach() / h.numel())
-    torch.testing.assert_close(q, e)
-
-
-def test_codes_are_the_nearest():
+def test_codes_are_the_nearest_in_parts_too(monkeypatch):
     quantizer = VectorQuantizer(K, D)
     h = tokens()
-    assert torch.equal(quantizer.codes(h), torch.cdist(h, quantizer.codebook).argmin(-1))
+    expected = torch.cdist(h, quantizer.codebook).argmin(-1)
+    assert torch.equal(quantizer(h), expected)
+    monkeypatch.setattr(vector_quantizer, "PART", 7)
+    assert torch.equal(quantizer(h), expected)
+
+
+def test_commitment_pulls_tokens_to_their_codes():
+    quantizer, h = VectorQuantizer(K, D), tokens().requires_grad_()
+    codes = quantizer(h)
+    quantizer.commitment(h, codes).backward()
+    torch.testing.assert_close(h.grad, 0.25 * 2 * (h - quantizer.codebook[codes]).detach() / h.numel())
 
 
 def test_eval_leaves_no_trace():
@@ -66,7 +63,7 @@ def test_eval_leaves_no_trace():
     quantizer(tokens())
     before = quantizer.codebook.clone()
     quantizer.eval()(tokens(1))
-    assert quantizer.loss is None and quantizer.pending is None
+    assert quantizer.pending is None
     quantizer.update()
     assert torch.equal(quantizer.codebook, before)
 
@@ -75,10 +72,10 @@ def test_initialise_places_every_code_in_use():
     quantizer = VectorQuantizer(K, D).train()
     h = tokens()
     quantizer.codebook += 5
-    assert len(quantizer.codes(h).unique()) < K
+    assert len(quantizer(h).unique()) < K
     quantizer.initialise(h)
-    assert len(quantizer.codes(h).unique()) == K
-    assert float((quantizer.codebook[quantizer.codes(h)] - h).square().mean()) < 0.6
+    assert len(quantizer(h).unique()) == K
+    assert float((quantizer.codebook[quantizer(h)] - h).square().mean()) < 0.6
 
 
 def test_dead_codes_restart_at_tokens():
@@ -90,7 +87,7 @@ def test_dead_codes_restart_at_tokens():
         quantizer(h)
         quantizer.update()
     assert quantizer.codebook.abs().max() < 10
-    assert len(quantizer.codes(h).unique()) > 4
+    assert len(quantizer(h).unique()) > 4
 
 
 def test_diagnostics_count_since_the_last_call():

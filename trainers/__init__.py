@@ -23,9 +23,12 @@ from nnunet_l2g.trainers.grcsf import (
 )
 from nnunet_l2g.trainers.l2gnet import (
     nnUNetTrainerL2GNet,
+    nnUNetTrainerL2GNetAuxiliaryHead,
+    nnUNetTrainerL2GNetFixedReferences,
+    nnUNetTrainerL2GNetNearestReference,
     nnUNetTrainerL2GNetNoCodebook,
-    nnUNetTrainerL2GNetNoTransport,
-    nnUNetTrainerL2GNetSoftmax,
+    nnUNetTrainerL2GNetNoReadout,
+    nnUNetTrainerL2GNetOneReference,
 )
 from nnunet_l2g.trainers.random_intensity import nnUNetTrainerRandomIntensity
 from nnunet_l2g.training.names import make_trainer
@@ -33,8 +36,11 @@ from nnunet_l2g.training.names import make_trainer
 __all__ = [  # noqa: RUF022, in the order of README's table
     "nnUNetTrainerL2GNet",
     "nnUNetTrainerL2GNetNoCodebook",
-    "nnUNetTrainerL2GNetNoTransport",
-    "nnUNetTrainerL2GNetSoftmax",
+    "nnUNetTrainerL2GNetNearestReference",
+    "nnUNetTrainerL2GNetFixedReferences",
+    "nnUNetTrainerL2GNetOneReference",
+    "nnUNetTrainerL2GNetNoReadout",
+    "nnUNetTrainerL2GNetAuxiliaryHead",
     "nnUNetTrainerGRCSF",
     "nnUNetTrainerGRCSFFocal",
     "nnUNetTrainerGRCSFNoGCU",

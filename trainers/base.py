@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -16,7 +17,6 @@ from nnunet_l2g.training.auxiliary import LossWithAuxiliary
 from nnunet_l2g.training.checkpoints import check_finite, remove_partial, serialised, set_previous_aside, write_atomically
 from nnunet_l2g.training.ending import ending_cleanly
 from nnunet_l2g.training.figure import draw_diagnostics
-from nnunet_l2g.training.learning_rate import ScaledPolyLRScheduler
 from nnunet_l2g.training.names import set_lengths
 from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.random_state import get_random_state, set_random_state
@@ -39,7 +39,6 @@ class PluginTrainer(nnUNetTrainer):
     epochs: int | None = None  # None: nnU-Net's own; set by the trainer's name
     iterations: int | None = None
     figure_name = "progress_diagnostics.png"
-    fast_lr_scale = 5.0  # learning rate of network.fast_parameters(), as a multiple
     max_nonfinite_steps = 5  # an epoch; under AMP the gradient scaler skips such steps, otherwise the first one is the end
 
     def __init__(
@@ -68,8 +67,13 @@ class PluginTrainer(nnUNetTrainer):
             num_input_channels,
             num_output_channels,
             enable_deep_supervision,
-            **cls.network_settings,
+            **cls.settings_for(plans_manager),
         )
+
+    @classmethod
+    def settings_for(cls, plans_manager) -> dict:
+        """Arguments of network_class.from_plans beside those that nnU-Net gives."""
+        return cls.network_settings
 
     def stages(self) -> list[Stage]:
         """What is trained before the segmenter, in this order; called once, at the start of a training."""
@@ -90,7 +94,7 @@ class PluginTrainer(nnUNetTrainer):
         # Here and not in _build_loss and configure_optimizers, which users' subclasses override.
         self.loss = LossWithAuxiliary(self.loss, network)
         # A step that the gradient scaler skips moves nothing, the codebook included.
-        self.optimizer.register_step_post_hook(lambda *_: network.after_step())
+        self.optimizer.register_step_post_hook(lambda optimizer, *_: _clear_momentum(optimizer, network.after_step() or ()))
         for key in self.diagnostic_keys:
             self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
         # From here until training starts or a checkpoint is loaded, nnU-Net may load -pretrained_weights.
@@ -107,14 +111,10 @@ class PluginTrainer(nnUNetTrainer):
             )
 
     def configure_optimizers(self):
-        network = self.raw_network
-        fast = network.fast_parameters()
-        fast_ids = {id(parameter) for parameter in fast}
-        groups = [{"params": [p for p in network.parameters() if p.requires_grad and id(p) not in fast_ids]}]
-        if fast:
-            groups.append({"params": fast, "lr_scale": self.fast_lr_scale, "weight_decay": 0.0})
-        optimizer = torch.optim.SGD(groups, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True)
-        return optimizer, ScaledPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+        """nnU-Net's, without parameters that are frozen."""
+        parameters = [parameter for parameter in self.raw_network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(parameters, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def on_train_start(self):
         if not self.was_initialized:
@@ -270,3 +270,9 @@ class PluginTrainer(nnUNetTrainer):
             f"-pretrained_weights: taken {len(taken)} tensors of encoder and decoder ({', '.join(taken)}). Not taken, "
             f"initialised anew: the segmentation layers (nnU-Net's rule) and {', '.join(own)}."
         )
+
+
+def _clear_momentum(optimizer: torch.optim.Optimizer, parameters: list) -> None:
+    """Of parameters that were set anew: it pulled them from where they were before."""
+    for parameter in parameters:
+        optimizer.state.pop(parameter, None)

@@ -1,6 +1,6 @@
 """A form of GLUA that has not earned its place: the local feature mask re-weights what the decoder reads, at prediction too.
 
-Found by nnU-Net as those of l2gnet_candidates.py; measured by `benchmarks/adaptation.py --methods ... reweighted`.
+Found by nnU-Net when this folder is in nnUNet_extTrainer; measured by `benchmarks/adaptation.py --methods ... reweighted`.
 """
 
 from __future__ import annotations

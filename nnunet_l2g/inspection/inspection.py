@@ -35,7 +35,7 @@ def inspect_case(
     print(f"{model.trainer}, fold {fold}: case {case.name} on {device}{_domain_line(model, domain)}", flush=True)
     if case.warning:
         print(f"WARNING: {case.warning}", flush=True)
-    prediction, on_grid = predict(model, case, device)
+    prediction = predict(model, case, device)
     view = View(model, case, prediction)
     summary = {
         "version": __version__,
@@ -53,7 +53,7 @@ def inspect_case(
         "segmentation": inspect_segmentation(model, case, view, written),
     }
     if model.method == "L2GNet":
-        summary["l2gnet"] = inspect_l2gnet(model, case, view, on_grid, device, written)
+        summary["l2gnet"] = inspect_l2gnet(model, case, view, device, written)
     elif model.method == "GRCSF":
         summary["grcsf"] = inspect_grcsf(model, case, view, device, written)
     elif parts is not None:

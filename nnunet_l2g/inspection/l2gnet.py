@@ -1,4 +1,4 @@
-"""What L2GNet does with an image: codes and transport, block by block."""
+"""What L2GNet's references stand for in an image: parts of each structure, and where each reference is most at home."""
 
 from __future__ import annotations
 
@@ -6,109 +6,121 @@ import numpy as np
 import torch
 
 from nnunet_l2g.inspection.case import Case
-from nnunet_l2g.inspection.codes import inspect_codes
-from nnunet_l2g.inspection.drawing import Panel, draw_panels
+from nnunet_l2g.inspection.drawing import COLOURS, Panel, coloured, draw_panels
 from nnunet_l2g.inspection.geometry import write_map
 from nnunet_l2g.inspection.model import Model
 from nnunet_l2g.inspection.output import Output
-from nnunet_l2g.inspection.patch import cut, patch_box
 from nnunet_l2g.inspection.tiles import tile_maps, to_patch
-from nnunet_l2g.inspection.transport import Plan, collected_shares, draw_classes, draw_plan, measure_plan
 from nnunet_l2g.inspection.view import View
 
-TOP = 6  # references in pictures and NIfTI
+STRUCTURES = 5  # in pictures, the largest ones
+SLICES = 3
 
 
-def inspect_l2gnet(model: Model, case: Case, view: View, on_grid: np.ndarray, device: str, output: Output) -> dict:
-    """For each block: codes over the whole image; of one patch, the plan and what references collect.
+def inspect_l2gnet(model: Model, case: Case, view: View, device: str, output: Output) -> dict:
+    """references.png, reference_patches.png, references.nii.gz (for each region, where there are regions), and numbers.
 
-    on_grid : (*grid) the prediction, which guides the patch where there is no reference
+    Returns
+    -------
+    alpha, level, per_class, changed_voxels (share of the image's voxels whose label the read-out changes), and by structure:
+    own (share of its voxels whose nearest reference is of the structure) and shares (of its voxels, by nearest reference)
     """
-    guide, of = (on_grid, "prediction") if case.labels is None else (case.labels, "reference")
-    index, box = patch_box(np.where(np.isin(guide, list(view.names)), guide, 0), model.patch_size)
-    patch = torch.from_numpy(cut(case.data, index, box))[None].to(device)  # (1, C, *patch)
-    guide = cut(guide[None], index, box)[0]  # (*patch)
     network = model.network.to(device)
-    explained = network.explain(patch)
-    plans = {level: _plan(block, explained[level]) for level, block in zip(network.places, network.l2g, strict=True)}
+    found: dict = {"level": network.level}
+    if network.alpha is not None:
+        found["alpha"] = float(network.alpha.detach())
+    if not hasattr(network.l2g, "references"):
+        return found | {"note": "this ablation has a head in the place of references: nothing but the segmentation to show"}
+    sets, classes, per_class, _ = network.l2g.references.shape
 
     def look(x: torch.Tensor) -> dict[str, torch.Tensor]:
-        maps = {}
-        for level, values in network.explain(x).items():
-            grid = values["grid"].tolist()
-            if "codes" in values:
-                codes = values["codes"].short().unflatten(1, (1, *grid))  # (1, 1, *grid); short: memory of large volumes
-                maps[f"codes{level}"] = to_patch(codes, model.patch_size)
-            if plans[level] is not None:  # A n: 1 is an even share of the patch
-                columns = values["columns"][..., plans[level].top[:TOP]].transpose(1, 2) * values["columns"].shape[1]
-                maps[f"columns{level}"] = to_patch(columns.unflatten(2, grid), model.patch_size)
-        return maps
-
-    maps = tile_maps(case.data, model.patch_size, look, device, "codes and references")
-    found = {"patch": {"slice": index, "box": box, "labels": of}, "levels": {}}
-    for level, block in zip(network.places, network.l2g, strict=True):
-        prefix = "" if len(network.places) == 1 else f"{level}_" if isinstance(level, str) else f"level{level}_"
-        here = found["levels"][str(level)] = {}
-        if block.quantizer is not None:
-            codes = maps[f"codes{level}"][0]
-            here["codebook"] = inspect_codes(case, view, codes, len(block.quantizer.codebook), prefix, output)
-        if plans[level] is not None:
-            tokens = _token_labels(guide, [0, *view.names], explained[level]["grid"].tolist())
-            here |= _inspect_transport(plans[level], maps[f"columns{level}"], tokens, of, case, view, prefix, output)
-    return found
-
-
-def _plan(block, explained: dict) -> Plan | None:
-    if block.alignment is None:
-        return None
-    values = {key: explained[key][0].double().cpu().numpy() for key in ("scores", "columns", "tokens", "output")}
-    received = explained["received"][0].double().cpu().numpy()
-    layer = block.alignment
-    return Plan(**values, eps=layer.eps, iterations=layer.iterations, received=received, relaxed=layer.relaxation is not None)
-
-
-def _token_labels(guide: np.ndarray, values: list[int], grid: list[int]) -> np.ndarray:
-    """(*patch) labels -> (n, values): of the voxels a token covers, the share with each value; others count as background."""
-    masks = torch.from_numpy(np.stack([guide == value for value in values])).double()[None]  # (1, values, *patch)
-    pool = torch.nn.functional.adaptive_avg_pool2d if guide.ndim == 2 else torch.nn.functional.adaptive_avg_pool3d
-    shares = pool(masks, grid)[0].flatten(1).T.numpy()  # (n, values)
-    shares[:, 0] = 1 - shares[:, 1:].sum(1)
-    return shares
-
-
-def _inspect_transport(
-    plan: Plan, maps: np.ndarray, tokens: np.ndarray, of: str, case: Case, view: View, prefix: str, output: Output
-) -> dict:
-    """maps (TOP, *grid) of the top references; tokens (n, classes) share of each class in each token."""
-    found = {"plan": measure_plan(plan)}
-    draw_plan(plan, found["plan"], prefix, output)
-    shares = collected_shares(plan, tokens, view.names)
-    order = np.argsort(plan.effective_tokens, kind="stable")
-    draw_classes(shares, tokens.mean(0), order, of, prefix, output)
-    found["references"] = [
-        {
-            "reference": int(number),
-            "effective_tokens": round(float(plan.effective_tokens[number]), 4),
-            "shares": {name: round(float(values[number]), 6) for name, values in shares.items()},
+        explained = network.explain(x)
+        cosine, nearest = explained["cosines"].unflatten(1, (sets, -1)).max(2)  # (1, S, *spatial_level)
+        changed = explained["without"].argmax(1) != explained["logits"].argmax(1)
+        if network.regions:
+            changed = ((explained["without"] > 0) != (explained["logits"] > 0)).any(1)
+        return {
+            "nearest": to_patch(nearest.short(), model.patch_size),
+            "cosine": to_patch(cosine.float(), model.patch_size),
+            "changed": changed[:, None].float(),
         }
-        for number in order
-    ]
-    panels = []
-    n = len(plan.columns)
-    for number, values in zip(plan.top[:TOP], maps, strict=True):
-        on_image = view.original(values)
-        name = f"{prefix}reference_{number}.nii.gz"
-        write_map(on_image, case.properties, output.add(name, "what this reference collects; 1: an even share of the patch"))
-        index = view.fullest(on_image)
-        where = f", {view.slice_name(index)}" if view.slices > 1 else ""
-        title = f"reference {number}{where}\n{plan.effective_tokens[number]:.1f} of {n} tokens"
-        high = max(1.0, float(on_image.max()))
-        values = view.plane(on_image, index)
-        panels.append(Panel(title, view.image(index), values=values, cmap="viridis", high=high, unit="times an even share"))
-    caption = (
-        f"What single references collect in case {case.name}: the {len(panels)} most concentrated ones of a patch, each in the "
-        "slice where it collects most; 1 is an even share of a patch's tokens."
-    )
-    path = output.add(f"{prefix}references.png", "what the most concentrated references collect")
-    draw_panels([panels[:3], panels[3:]] if len(panels) > 3 else [panels], path, caption, aspect=view.aspect)
+
+    maps = tile_maps(case.data, model.patch_size, look, device, "references")
+    found |= {"per_class": per_class, "structures": {}}
+    if network.alpha is not None:
+        found["changed_voxels"] = float(maps["changed"].mean())
+    shown, of = (view.prediction, "prediction") if case.reference is None else (case.reference, "reference")
+    nearest = [view.original(values.astype(np.int16) + np.int16(1)) - 1 for values in maps["nearest"]]  # -1: cropped away
+    cosine = [view.original(values) for values in maps["cosine"]]
+    for number, values in enumerate(nearest):
+        name = f"references_{number}.nii.gz" if sets > 1 else "references.nii.gz"
+        write_map(
+            values + np.int16(1), case.properties, output.add(name, f"nearest reference: class x {per_class} + number + 1")
+        )
+    structures = []  # name, its voxels, number of its references from 0 on (-1 elsewhere), cosines
+    for number, (value, name) in enumerate(view.names.items()):
+        inside = shown == value
+        which, first = (number, per_class) if network.regions else (0, value * per_class)
+        if first >= classes * per_class or not inside.any():
+            continue
+        part = np.where((nearest[which] >= first) & (nearest[which] < first + per_class), nearest[which] - first, -1)
+        counts = np.bincount(part[inside] + 1, minlength=per_class + 1) / inside.sum()
+        found["structures"][name] = {
+            "own": round(float(1 - counts[0]), 4),
+            "shares": [round(float(share), 4) for share in counts[1:]],
+        }
+        structures.append((name, inside, part, cosine[which]))
+    structures = sorted(structures, key=lambda structure: -structure[1].sum())[:STRUCTURES]
+    if structures:
+        _draw_parts(case, view, structures, per_class, of, output)
+        _draw_patches(case, view, structures, per_class, output)
     return found
+
+
+def _draw_parts(case: Case, view: View, structures: list, per_class: int, of: str, output: Output) -> None:
+    """One row for each structure: three slices through it, its voxels in the colour of their nearest reference."""
+    colours = {m: COLOURS[m % len(COLOURS)] for m in range(per_class)}
+    rows = []
+    for name, inside, part, _ in structures:
+        where = np.flatnonzero(inside.any(tuple(axis for axis in range(3) if axis != case.slice_axis)))
+        slices = sorted({int(index) for index in where[np.linspace(0, len(where) - 1, SLICES + 2).round().astype(int)[1:-1]]})
+        rows.append([
+            Panel(f"{name}, {view.slice_name(index)}" if view.slices > 1 else name, view.image(index),
+                  coloured(view.plane(np.where(inside, part, -1), index), colours))
+            for index in slices
+        ])  # fmt: skip
+    caption = (
+        f"Each structure's voxels (by the {of}) of case {case.name} in the colour of the reference of that structure that is "
+        "nearest. Voxels without colour are nearest to a reference of another class. Numbers name references and have no order."
+    )
+    path = output.add("references.png", "which reference of its structure each voxel is nearest to")
+    draw_panels(rows, path, caption, {"reference": {str(m + 1): colour for m, colour in colours.items()}}, view.aspect)
+
+
+def _draw_patches(case: Case, view: View, structures: list, per_class: int, output: Output) -> None:
+    """One row for each structure, one column for each of its references: the image around its most typical voxel."""
+    rows = []
+    for name, _, part, cosine in structures:
+        rows.append([])
+        for m in range(per_class):
+            values = np.where(part == m, cosine, -1)
+            index = int(np.unravel_index(values.argmax(), values.shape)[case.slice_axis])
+            image = view.image(index)
+            if values.max() <= -1:
+                rows[-1].append(Panel(f"{name} {m + 1}: none", np.zeros(image.shape)))
+                continue
+            y, x = np.unravel_index(view.plane(values, index).argmax(), image.shape[:2])
+            rows[-1].append(Panel(f"{name} {m + 1}: {values.max():.2f}", _around(image, y, x)))
+    caption = (
+        f"The most typical place of each reference in case {case.name}: in the middle of each picture is the voxel nearest to "
+        "it, of those that have no nearer one; the number is the cosine."
+    )
+    path = output.add("reference_patches.png", "the most typical place of each reference")
+    draw_panels(rows, path, caption, aspect=view.aspect)
+
+
+def _around(image: np.ndarray, y: int, x: int) -> np.ndarray:
+    """A square of an image (y, x) or (y, x, 3) around a pixel, a third of its longer side wide; black beyond it."""
+    half = max(image.shape[0], image.shape[1]) // 6
+    padding = ((half, half), (half, half), (0, 0))[: image.ndim]
+    return np.pad(image, padding)[y : y + 2 * half + 1, x : x + 2 * half + 1]

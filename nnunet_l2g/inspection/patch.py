@@ -61,27 +61,3 @@ def _foreground(properties: dict) -> dict:
     """class_locations without background and without the entry that nnU-Net makes of all annotated voxels."""
     locations = properties["class_locations"]
     return {k: v for k, v in locations.items() if k != 0 and not (isinstance(k, tuple) and min(k) < 1)}
-
-
-def patch_box(labels: np.ndarray, patch_size: Sequence[int]) -> tuple[int | None, list[list[int]]]:
-    """Where a patch around a voxel of the rarest class of labels (*grid) lies; the centre if there is no class above 0.
-
-    Returns
-    -------
-    slice of the first axis (None with a patch of three numbers), and [start, end] on the other axes; may reach beyond the grid
-    """
-    values, counts = np.unique(labels[labels > 0], return_counts=True)
-    location = np.array(labels.shape) // 2
-    if len(values):
-        rows = np.argwhere(labels == values[counts.argmin()])
-        location = rows[len(rows) // 2]
-    index = None
-    if len(patch_size) == 2:
-        index, location, labels = int(location[0]), location[1:], labels[0]
-    starts = [_start(*values) for values in zip(location, patch_size, labels.shape, strict=True)]
-    return index, [[start, start + size] for start, size in zip(starts, patch_size, strict=True)]
-
-
-def cut(values: np.ndarray, index: int | None, box: list[list[int]], fill: float = 0) -> np.ndarray:
-    """values (C, *grid) in the place that `patch_box` found: (C, *patch), `fill` beyond the grid."""
-    return crop_and_pad_nd(values if index is None else values[:, index], box, fill)

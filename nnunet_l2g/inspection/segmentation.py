@@ -23,8 +23,8 @@ ERRORS = {
 }
 
 
-def predict(model: Model, case: Case, device: str) -> tuple[np.ndarray, np.ndarray]:
-    """nnU-Net's sliding window, mirrored as in its validation: labels on the image's grid (*shape), the network's (*grid)."""
+def predict(model: Model, case: Case, device: str) -> np.ndarray:
+    """nnU-Net's sliding window, mirrored as in its validation: labels on the image's grid (*shape)."""
     import torch
 
     with quiet():
@@ -38,11 +38,10 @@ def predict(model: Model, case: Case, device: str) -> tuple[np.ndarray, np.ndarr
         model.network, model.plans, model.configuration, None, model.dataset, model.trainer, model.mirroring
     )
     logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(case.data)).cpu()  # (heads, *grid)
-    on_grid = np.asarray(model.manager.convert_logits_to_segmentation(logits))
     prediction = convert_predicted_logits_to_segmentation_with_correct_shape(
         logits, model.plans, model.configuration, model.manager, case.properties, num_threads_torch=torch.get_num_threads()
     )
-    return np.asarray(prediction).astype(np.int16), on_grid.astype(np.int16)
+    return np.asarray(prediction).astype(np.int16)
 
 
 def error_map(reference: np.ndarray, prediction: np.ndarray, ignore: int | None) -> np.ndarray:

@@ -66,10 +66,6 @@ class View:
         """Labels (*shape) -> (y, x, 4)."""
         return coloured(self.plane(values, index), self.colours)
 
-    def fullest(self, values: np.ndarray) -> int:
-        """The slice in which a map (*shape) has its largest sum."""
-        return int(self._sums(values).argmax())
-
     def _areas_of(self, labels: np.ndarray) -> np.ndarray:
         """(slices,) labelled voxels in each."""
         return self._sums(np.isin(labels, list(self.names)))

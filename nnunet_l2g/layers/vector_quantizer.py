@@ -1,4 +1,4 @@
-"""A codebook that follows the tokens: nearest code, straight-through gradient, EMA update after the optimiser's step."""
+"""A codebook that follows the tokens: nearest code, commitment loss, EMA update after the optimiser's step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import nn
 from nnunet_l2g.layers.distributed import from_rank_0, sum_over_ranks
 from nnunet_l2g.layers.kmeans import kmeans_centres
 
+PART = 2**15  # tokens whose distances are computed at a time
+
 
 class VectorQuantizer(nn.Module):
-    r"""Replaces each token by its nearest code.
+    r"""Finds the nearest code of each token.
 
     .. math::
-        k_i = \arg\min_k |h_i - e_k|^2, \quad q_i = h_i + \mathrm{sg}(e_{k_i} - h_i), \quad
-        L_{commit} = \beta\,\mathrm{mean}|h - \mathrm{sg}\,e_k|^2
+        k_i = \arg\min_k |h_i - e_k|^2, \quad L_{commit} = \beta\,\mathrm{mean}|h - \mathrm{sg}\,e_k|^2
 
     The codebook is no parameter. `update`, called once after each optimiser step, moves it by exponential moving averages of
     the counts and sums of the tokens of the last training forward (summed over all DDP processes):
@@ -24,9 +25,10 @@ class VectorQuantizer(nn.Module):
         N_k \leftarrow \lambda N_k + (1-\lambda) n_k, \quad m_k \leftarrow \lambda m_k + (1-\lambda) \sum_{i: k_i = k} h_i,
         \quad e_k = m_k / \tilde N_k
 
-    with Laplace-smoothed :math:`\tilde N`. Codes whose N falls under ``dead_below`` times the uniform share restart at a random
-    token. The first update places the codes by k-means. Updating outside the forward keeps torch.compile right: an in-place
-    update inside a compiled forward gives wrong gradients, since the backward looks up the code again.
+    with Laplace-smoothed :math:`\tilde N`. Codes whose N falls under ``dead_below`` times the uniform share restart at a token,
+    drawn in proportion to its squared distance from its code. The first update places the codes by k-means. Updating outside
+    the forward keeps torch.compile right: an in-place update inside a compiled forward gives wrong gradients, since the
+    backward looks up the code again.
 
     Parameters
     ----------
@@ -43,8 +45,7 @@ class VectorQuantizer(nn.Module):
 
     Shapes
     ------
-    forward: (B, n, d) -> q (B, n, d); the codes (B, n) and the commitment loss () of a training forward are in ``pending``
-    and ``loss``, both None in eval.
+    forward: tokens (B, n, d) -> codes (B, n), without gradient. A training forward keeps both in ``pending`` for `update`.
 
     Raises
     ------
@@ -72,26 +73,20 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("ema_counts", torch.ones(num_codes))  # N (K,)
         self.register_buffer("ema_sums", self.codebook.clone())  # m (K, d)
         self.register_buffer("used", torch.zeros(num_codes), persistent=False)  # counts since the last diagnostics
-        self.loss: torch.Tensor | None = None
         self.pending: tuple[torch.Tensor, torch.Tensor] | None = None  # tokens (B, n, d), codes (B, n)
 
-    def codes(self, h: torch.Tensor) -> torch.Tensor:
-        """Index of the nearest code of each token: (B, n, d) -> (B, n)."""
-        # |h - e|^2 without |h|^2, which is the same for all codes
-        codebook = self.codebook.to(h.dtype)
-        distance = codebook.square().sum(1) - 2 * h @ codebook.T  # (B, n, K)
-        return distance.argmin(-1)
-
+    @torch.no_grad()
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return self.quantise(h)[0]
-
-    def quantise(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What forward does: q (B, n, d), and the codes (B, n)."""
-        codes = self.codes(h.detach())  # (B, n)
-        e = F.embedding(codes, self.codebook).to(h.dtype)  # (B, n, d)
-        self.loss = self.beta * F.mse_loss(h, e) if self.training else None
+        # |h - e|^2 without |h|^2, which is the same for all codes; in parts, because (n, K) numbers are many
+        codebook = self.codebook.to(h.dtype)
+        offset = codebook.square().sum(1)  # (K,)
+        codes = torch.cat([(offset - 2 * part @ codebook.T).argmin(-1) for part in h.split(PART, 1)], 1)  # (B, n)
         self.pending = (h.detach(), codes) if self.training else None
-        return h + (e - h).detach(), codes
+        return codes
+
+    def commitment(self, h: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """L_commit () of tokens (B, n, d) and their codes (B, n)."""
+        return self.beta * F.mse_loss(h, F.embedding(codes, self.codebook.to(h.dtype)))
 
     @torch.no_grad()
     def initialise(self, h: torch.Tensor) -> None:
@@ -104,16 +99,22 @@ class VectorQuantizer(nn.Module):
         self.ema_sums.copy_(self.codebook * share)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """One EMA step from the last training forward, which it uses up. No host synchronisation."""
+    def update(self) -> torch.Tensor | None:
+        """One EMA step from the last training forward, which it uses up. Returns which codes (K,) restarted.
+
+        No host synchronisation.
+        """
         if self.pending is None:
-            return
+            return None
         tokens, codes = (x.flatten(0, 1) for x in self.pending)  # (n, d), (n,)
         self.pending = None
         num_codes = len(self.codebook)
-        one_hot = (codes[:, None] == torch.arange(num_codes, device=codes.device)).to(tokens.dtype)  # (n, K)
-        statistics = torch.cat([one_hot.sum(0)[:, None], one_hot.T @ tokens], 1)  # (K, 1 + d)
-        restarts = tokens[torch.randint(len(tokens), (num_codes,), device=tokens.device)]  # (K, d)
+        tokens = tokens.to(self.codebook.dtype)
+        statistics = tokens.new_zeros(num_codes, 1 + tokens.shape[1])  # (K, 1 + d): counts and sums
+        statistics[:, 0].index_add_(0, codes, tokens.new_ones(len(codes)))
+        statistics[:, 1:].index_add_(0, codes, tokens)
+        error = (tokens - self.codebook[codes]).float().square().sum(1) + 1e-12  # (n,)
+        restarts = tokens[torch.multinomial(error, num_codes, replacement=True)]  # (K, d)
         statistics, restarts = sum_over_ranks(statistics), from_rank_0(restarts)
         counts, sums = statistics[:, 0], statistics[:, 1:]
         self.used += counts
@@ -121,11 +122,13 @@ class VectorQuantizer(nn.Module):
         self.ema_sums.lerp_(sums, 1 - self.decay)
         total = self.ema_counts.sum()
         dead = self.ema_counts < self.dead_below * total / num_codes  # (K,)
-        self.ema_counts.copy_(torch.where(dead, total / num_codes, self.ema_counts))
-        self.ema_sums.copy_(torch.where(dead[:, None], restarts * total / num_codes, self.ema_sums))
+        start = 2 * self.dead_below * total / num_codes  # soon dead again if no token comes
+        self.ema_counts.copy_(torch.where(dead, start, self.ema_counts))
+        self.ema_sums.copy_(torch.where(dead[:, None], restarts * start, self.ema_sums))
         total = self.ema_counts.sum()
         smoothed = (self.ema_counts + 1e-5) / (total + num_codes * 1e-5) * total  # (K,)
         self.codebook.copy_(self.ema_sums / smoothed[:, None])
+        return dead
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
@@ -139,4 +142,4 @@ class VectorQuantizer(nn.Module):
 
     def __getstate__(self):
         # deepcopy and pickle copy the layer, not its last batch
-        return {**self.__dict__, "loss": None, "pending": None}
+        return {**self.__dict__, "pending": None}
