@@ -58,9 +58,7 @@ def test_doctor_says_what_is_wrong_with_nnunets_variables(tmp_path, monkeypatch,
     doctor.report_data_folders()
     raw, preprocessed, results = capsys.readouterr().out.splitlines()
     assert raw.startswith("note") and "nnUNet_raw is not set" in raw
-    assert (
-        preprocessed.startswith("PROBLEM") and f'nnUNet_preprocessed is "{tmp_path}", quotation marks included' in preprocessed
-    )
+    assert preprocessed.startswith("PROBLEM") and f'"{tmp_path}": nnU-Net takes the quotation marks' in preprocessed
     assert results.split() == ["nnUNet_results", str(tmp_path)]
 
 

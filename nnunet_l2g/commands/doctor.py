@@ -91,10 +91,7 @@ def report_data_folders() -> None:
         if not value:
             say("note", f"{name} is not set; nnU-Net's commands need it: export {name}=/path/to/folder")
         elif {value[0], value[-1]} & {'"', "'"}:
-            say(
-                "PROBLEM",
-                f"{name} is {value}, quotation marks included, a part of the path to nnU-Net: set it anew",
-            )
+            say("PROBLEM", f"{name} is {value}: nnU-Net takes the quotation marks for a part of the path; set it without")
         elif not os.path.isdir(value):
             say("note", f"{name} is {value}, which is no folder")
         else:
