@@ -104,6 +104,9 @@ class GRCSF(PlanNetwork):
         if residual == "other":
             shape = (2, num_map_channels(channels), *patch_size)
             self.register_buffer("other_maps", torch.zeros(shape, dtype=torch.float16))
+        tables = [name for name, _ in self.named_buffers() if name not in self.state_dict()]
+        # equal on all processes, so DDP need not broadcast them in each forward; compiled modules have a prefix
+        self._ddp_params_and_buffers_to_ignore = [prefix + name for name in tables for prefix in ("", "_orig_mod.")]
         self._maps = None  # of the last training forward, for the twin "other"
         self._auxiliary = None
 
@@ -200,7 +203,7 @@ class GRCSF(PlanNetwork):
         grid = token_grid(residual_map.shape[2:], self.token_size)
         if grid == token_grid(self.patch_size, self.token_size):
             return self.position
-        return sincos_positions(grid, self.position.shape[1]).to(residual_map.device)
+        return sincos_positions(grid, self.position.shape[1]).to(self.position)
 
     def _residual_maps(self, x: torch.Tensor, found: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Two maps (B, C + 2, *patch), of 50 % and 75 % masking, without gradient."""

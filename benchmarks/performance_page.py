@@ -212,7 +212,7 @@ def commands() -> list[str]:
         ],
     ]
     size = "x".join(map(str, compare["size"]))
-    total = f"{compare['cases']} cases, {compare['runs']} runs of 2 methods: {compare['total_s']:.1f} s"
+    total = f"{compare['cases']} cases, {compare['runs']} run(s) of 2 methods: {compare['total_s']:.1f} s"
     rows.append([f"`nnunet_l2g compare`: scoring a prediction of {size} voxels", f"{1000 * compare['each_s']:.0f}",
                  total])  # fmt: skip
     return [

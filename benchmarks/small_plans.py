@@ -100,12 +100,13 @@ def make_smaller(configuration: dict, factor: float) -> bool:
     if batch > LEAST_BATCH:
         configuration["batch_size"] = max(LEAST_BATCH, int(batch * factor))
         return True
-    edge = factor ** (1 / len(patch))
-    wanted = [max(LEAST_EDGE * 2, int(size * edge)) for size in patch]
-    _, strides, kernels, padded, _ = get_pool_and_conv_props(configuration["spacing"], wanted, LEAST_EDGE, 999999)
-    padded = [int(size) for size in padded]
-    if math.prod(padded) >= math.prod(patch) or len(strides) < LEAST_STAGES:
-        return False
+    padded = patch
+    while math.prod(padded) >= math.prod(patch):  # nnU-Net's rule pads to what the pooling divides
+        wanted = [max(2 * LEAST_EDGE, int(size * factor ** (1 / len(patch)))) for size in patch]
+        _, strides, kernels, padded, _ = get_pool_and_conv_props(configuration["spacing"], wanted, LEAST_EDGE, 999999)
+        padded, factor = [int(size) for size in padded], 0.9 * factor
+        if len(strides) < LEAST_STAGES:
+            return False
     configuration["patch_size"] = padded
     network = configuration["architecture"]["arch_kwargs"]
     stages = len(strides)

@@ -37,3 +37,14 @@ def check_nnunet() -> str:
     if not release(NNUNET_MINIMUM) <= release(version) < release(NNUNET_BELOW):
         raise UserError(f"nnunetv2 {version} is installed, nnunet_l2g needs {NNUNET_RANGE}; {advice}")
     return version
+
+
+def keep_ddp_graphs_whole() -> None:
+    """Keeps torch.compile's DDP optimiser off our networks' graphs, with any torch before 2.14, the first that was tested.
+
+    It cuts a graph into buckets, and older ones may not know a cut beside a higher-order op (checkpoint, autograd.Function).
+    """
+    import torch
+
+    if torch.__version__ < (2, 14):
+        torch._dynamo.config.optimize_ddp = False

@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import itertools
 import os
+import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
+from nnunet_l2g.autoload import VARIABLE, trainers_folder
 from nnunet_l2g.compatibility import installed_version
 
 NOBODY = "NoTrainerHasThisName"  # a look-up for it imports everything there is
@@ -63,12 +67,42 @@ def find_trainer(name: str) -> type | None:
             raise
 
 
+def searched_folders() -> list[str]:
+    """The folders in nnUNet_extTrainer, in nnU-Net's order."""
+    return [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
+
+
+def same_folder(first: str, second: str) -> bool:
+    """Whether both paths lead to one folder."""
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def file_that_wins(name: str) -> Path | None:
+    """The first file that defines `class <name>` in a folder that nnU-Net searches before ours, None if there is none.
+
+    Reads text and imports nothing: a look-up drops the modules of these folders again, so that a class no longer tells where
+    it came from.
+    """
+    definition = re.compile(rf"^\s*class\s+{re.escape(name)}\b", re.MULTILINE)
+    before_ours = itertools.takewhile(lambda folder: not same_folder(folder, trainers_folder()), searched_folders())
+    files = (path for folder in before_ours for path in sorted(Path(folder).rglob("*.py")))
+    return next((path for path in files if definition.search(path.read_text(encoding="utf-8", errors="replace"))), None)
+
+
 def own_trainers() -> list[str]:
     """The names in `nnunet_l2g.trainers.__all__`; raises what the import raises."""
     with quiet():
         from nnunet_l2g import trainers
 
         return list(trainers.__all__)
+
+
+def is_ours(name: str) -> bool:
+    """Whether nnunet_l2g has a trainer of this name, schedules included."""
+    from nnunet_l2g import trainers
+
+    with quiet():
+        return hasattr(trainers, name)
 
 
 def chain(error: BaseException) -> list[BaseException]:

@@ -186,6 +186,27 @@ def test_a_second_run_says_the_same_and_a_changed_prediction_is_scored_again(fol
     assert changed.name.removesuffix(".nii.gz") in warning and "Validate again" in warning
 
 
+def test_two_runs_in_five_folds(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nnunet_l2g.comparison.report.draw_all", lambda comparison: [])
+    references = folders / "preprocessed" / DATASET / "gt_segmentations"
+    for trainer, shift in ((BASELINE, 3), (OTHER, 2)):
+        again = model(folders, f"{trainer}_run2")
+        shutil.copytree(model(folders, trainer), again, copy_function=shutil.copy2)
+        for path in sorted(again.glob("fold_*/validation/*.nii.gz")):
+            predict(references / path.name, path, np.random.default_rng(len(path.name) + shift), shift)
+        for fold in range(5):
+            write_summary(again / f"fold_{fold}" / "validation", references)
+    assert compare(tmp_path / "report", "--runs", 2) == 0
+    printed = capsys.readouterr().out
+    assert "2 runs of each, 10 cases, validation cases of folds 0, 1, 2, 3, 4" in printed and "WARNING" not in printed
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    row = next(row for row in report["paired"] if (row["structure"], row["score"]) == ("mean", "dice"))
+    assert (row["runs"], row["folds"], row["n"]) == (2, 5, 10) and row["p"] is not None and row["sd_between_runs"] is not None
+    write_checkpoint(model(folders, f"{OTHER}_run2") / "fold_4" / "checkpoint_final.pth", 30, 0.8)
+    assert compare(tmp_path / "report", "--runs", 2) == 1
+    assert f"{OTHER}_run2__nnUNetPlans__3d_fullres is no further run of" in capsys.readouterr().err
+
+
 def test_parallel_scoring_equals_serial(folders, tmp_path):
     assert compare(tmp_path / "serial") == 0
     assert compare(tmp_path / "parallel", "-np", 2) == 0
@@ -486,7 +507,7 @@ def test_output_folder(folders, tmp_path, capsys):
         ("--predictions a=x --reference .", "use at least two names"),
         ("--predictions a b=x --reference .", "--predictions a: expected NAME=FOLDER"),
         ("--predictions a=x a=y --reference .", "use at least two names"),
-        ("--predictions a=. b=. --reference .", "--predictions b=.: a names this folder too"),
+        ("--predictions a=. b=. b=. --reference .", "--predictions b=.: named twice; each run of b has its own folder"),
         ("--predictions a=nowhere b=nowhere --reference .", "--predictions a=nowhere: no such folder"),
     ],
 )

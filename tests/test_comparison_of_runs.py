@@ -107,7 +107,7 @@ def test_runs_with_other_cases_and_a_folder_twice(folders, capsys):
     assert compare(folders, ["A1", "B1", "B2"]) == 1
     assert "A and B run 2 have other cases: only A has s" in capsys.readouterr().err
     assert compare(folders, ["A1", "B1", "B1"]) == 1
-    assert "B names this folder too; each run has its own" in capsys.readouterr().err
+    assert "named twice; each run of B has its own folder" in capsys.readouterr().err
     for path in (folders / "A1").iterdir():
         (folders / "A2" / path.name).write_bytes(path.read_bytes())
     assert compare(folders, ["A1", "A2", "B1"]) == 0

@@ -68,7 +68,7 @@ HABITS = [
     (find_objects.recursive_find_trainer_class_by_name, "nnUNet_extTrainer", "nnunet_l2g/autoload.py"),
     (nnUNetTrainer.__init__, 'plans.pop("continue_training")', "trainers/base.py: continues"),
     (nnUNetTrainer.initialize, "self.loss = self._build_loss()", "trainers/base.py: _build_loss"),
-    (nnUNetTrainer.save_checkpoint, "torch.save(checkpoint, filename)", "nnunet_l2g/training/checkpoints.py"),
+    (nnUNetTrainer.save_checkpoint, "torch.save(checkpoint, filename)", "trainers/base.py: _nnunets_checkpoint"),
     (nnUNetTrainer.set_deep_supervision_enabled, "mod.decoder.deep_supervision", "architectures/plan_network.py"),
     (nnUNetTrainer.train_step, "self.optimizer", "trainers/base.py: the hook after each optimiser step"),
     (nnUNetTrainer.train_step, "{'loss': l.detach().cpu().numpy()}", "trainers/base.py: _check_finite"),

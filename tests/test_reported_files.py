@@ -206,3 +206,22 @@ def test_a_dataset_json_of_version_1_is_called_old(tmp_path):
     path.write_text(json.dumps({"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "box"}, "numTraining": 2}))
     with pytest.raises(UserError, match=r"of nnU-Net version 1 .* nnUNetv2_convert_old_nnUNet_dataset"):
         read_labels(path)
+
+
+def test_perturbed_tiffs_keep_their_spacing(tmp_path):
+    from nnunet_l2g.comparison.shift import _write_images
+
+    image = tmp_path / "c_0000.tif"
+    tifffile.imwrite(image, np.arange(60, dtype=np.uint16).reshape(3, 4, 5))
+    (tmp_path / "c.json").write_text(json.dumps({"spacing": SPACING}))
+    _write_images({"c": [image]}, tmp_path / "out", ".tif")
+    names = {path.name.removesuffix("_0000.tif") for path in (tmp_path / "out").glob("*.tif")}
+    assert len(names) == 15
+    assert all(json.loads((tmp_path / "out" / f"{name}.json").read_text())["spacing"] == [*SPACING] for name in names)
+
+
+def test_a_file_that_no_reader_opens_is_blamed_and_not_its_format(tmp_path):
+    write_nifti(tmp_path)
+    (tmp_path / "ref" / "c.nii.gz").write_bytes(b"\0" * 100)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/ref/c.nii.gz: none of nnU-Net's readers can open it; replace"):
+        score(tmp_path)

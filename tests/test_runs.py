@@ -97,3 +97,12 @@ def test_first_runs_are_trained_first_and_only_what_is_missing(results, tmp_path
         (VANILLA, "0"), (VANILLA, "1"), (OURS, "1"), (f"{VANILLA}_run2", "0"), (f"{VANILLA}_run2", "1"),
     ]  # fmt: skip
     assert len(places) == 2 and trainings[-1].name == f"{VANILLA} run 2, fold 1"
+
+
+def test_a_wrong_run_is_said_before_anything_is_trained(results, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    (tmp_path / DATASET).mkdir()
+    (tmp_path / DATASET / "nnUNetPlans.json").touch()
+    models = [method[0] for method in choose([1], [OURS, f"{OURS}_run1"])]
+    with pytest.raises(UserError, match=f"^-tr: trainer {OURS}_run1: runs are counted from 2 on; run 1 is {OURS}$"):
+        training.check_trainable(models, ["0"], DATASET)

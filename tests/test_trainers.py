@@ -269,6 +269,25 @@ def test_vanilla_checkpoint_loads_through_nnunets_own_pretrained_weights(nnunet_
     assert "l2g.quantizer.codebook" in saved  # the view of plain weights is over
 
 
+def test_a_checkpoint_is_nnunets_own_and_ours_serialised_once(nnunet_folders, tmp_path, monkeypatch):
+    trainer = make(nnunet_folders, configuration="2d")
+    trainer.initialize()
+    trainer.train_step(make_batch(trainer, 2))
+    trainer.raw_network.plain_weights_only = False
+    nnUNetTrainer.save_checkpoint(trainer, str(tmp_path / "nnunets.pth"))
+    saved, save = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda contents, *args: saved.append(contents) or save(contents, *args))
+    trainer.save_checkpoint(str(tmp_path / "ours.pth"))
+    assert len(saved) == 1
+    expected, found = (torch.load(tmp_path / f"{name}.pth", weights_only=False) for name in ("nnunets", "ours"))
+    assert found.keys() == expected.keys() | {"nnunet_l2g"}
+    for key, value in expected["network_weights"].items():
+        assert torch.equal(found["network_weights"][key], value), key
+    for key in expected.keys() - {"network_weights", "optimizer_state"}:
+        assert str(found[key]) == str(expected[key]), key
+    assert found["optimizer_state"]["param_groups"] == expected["optimizer_state"]["param_groups"]
+
+
 def test_a_checkpoint_resumes_whole(nnunet_folders):
     first = make(nnunet_folders, configuration="2d")
     first.initialize()

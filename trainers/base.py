@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -13,7 +11,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_l2g.architectures import PlanNetwork
-from nnunet_l2g.compatibility import check_nnunet
+from nnunet_l2g.compatibility import check_nnunet, keep_ddp_graphs_whole
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.training.auxiliary import LossWithAuxiliary
 from nnunet_l2g.training.checkpoints import check_finite, remove_partial, serialised, set_previous_aside, write_atomically
@@ -89,6 +87,8 @@ class PluginTrainer(nnUNetTrainer):
 
     def initialize(self):
         self._check_stages()
+        if self.is_ddp:
+            keep_ddp_graphs_whole()
         super().initialize()
         network = self.raw_network
         # Here and not in _build_loss and configure_optimizers, which users' subclasses override.
@@ -226,16 +226,26 @@ class PluginTrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             super().save_checkpoint(filename)  # says so
         elif self.local_rank == 0:  # nnU-Net calls it on every rank: another one must not touch the file being written
-            written = io.BytesIO()
-            super().save_checkpoint(written)
-            written.seek(0)
-            checkpoint = torch.load(written, map_location="cpu", weights_only=False)  # our own, of this moment
-            del written  # hundreds of MiB
+            checkpoint = self._nnunets_checkpoint()
             checkpoint[EXTRA_KEY] = {**self.extra_state(), RANDOM_KEY: get_random_state(self.device)}
             # a user's network may have a mask of -Inf among its buffers
             buffers = [f"network_weights.{name}" for name, _ in self.raw_network.named_buffers()]
             check_finite({key: checkpoint[key] for key in ("network_weights", "optimizer_state", EXTRA_KEY)}, buffers)
             write_atomically(serialised(checkpoint), filename)
+
+    def _nnunets_checkpoint(self) -> dict:
+        """What nnU-Net's save_checkpoint stores (a test compares): calling it would serialise gigabytes twice."""
+        return {
+            "network_weights": self.raw_network.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+        }
 
     def load_checkpoint(self, filename_or_checkpoint) -> None:
         if not self.was_initialized:

@@ -15,7 +15,7 @@ from nnunet_l2g.architectures.glua import Seen
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
 from nnunet_l2g.trainers.adapted import AdaptedTrainer
-from nnunet_l2g.training.stages import Stage
+from nnunet_l2g.training.stages import Stage, cases_of
 from nnunet_l2g.translation.stage import TranslationStage
 from nnunet_l2g.translation.translator import Translator, halvings_of
 
@@ -163,6 +163,8 @@ class nnUNetTrainerGLUA(AdaptedTrainer):
     def train_step(self, batch: dict) -> dict:
         """nnU-Net's, on translated images, with the target's set beside them."""
         network = self.raw_network
+        if not torch.isfinite(batch["unlabelled"]).all():  # found here: nothing depends on it before the alignment starts
+            self._on_nonfinite("the target's images hold NaN or Inf", cases_of(batch), healed=False)
         self.gap.remember(batch["data"], batch["unlabelled"])
         batch = {**batch, "data": self._translate_some(batch["data"].to(self.device, non_blocking=True))}
         if self.alignment:

@@ -46,10 +46,10 @@ class AdversarialAlignment:
         self._sums = {}
 
     def loss(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
-        """L_align of features (B, C, *spatial), float32, (); NaN if they are not finite. Remembers both for `step`."""
+        """L_align of features (B, C, *spatial), float32, (); None while the weight is 0. Remembers both for `step`."""
         self._features = (source.detach(), target.detach())
         if not self.weight:
-            return 0 * target.detach().float().sum()  # a target image with NaN is found while it does not matter yet, too
+            return None
         score = self.discriminator(target)  # (B, 1, *spatial); D is frozen here
         error = (score - 1).square()
         return self.weight * (local_feature_mask(score) * error if self.mask else error).mean()

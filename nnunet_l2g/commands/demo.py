@@ -15,6 +15,7 @@ from nnunet_l2g.demo.nnunet import choose_device, nnunet_variables, shown_comman
 from nnunet_l2g.demo.runner import Interrupted
 from nnunet_l2g.demo.steps import Demo, Step
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.lookup import file_that_wins
 
 DEFAULT_TRAINER = "nnUNetTrainerL2GNet_8epochs_50iterations"
 
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     demo = Demo(folder, args.trainer, choose_device(args.device), args.seed)
     steps = demo.steps()
     print(f"nnunet_l2g demo in {folder.path}", flush=True)
+    if file := file_that_wins(args.trainer):
+        print(f"note: nnU-Net takes {args.trainer} from {file}, not from nnunet_l2g", flush=True)
     begin = time.monotonic()
     try:
         run_steps(demo, steps)

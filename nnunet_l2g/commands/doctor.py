@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the report. 0 only if nnU-Net finds every trainer."""
     report_versions()
     report_variable()
+    report_data_folders()
     try:
         check_nnunet()
     except UserError as error:
@@ -75,20 +76,29 @@ def report_versions() -> None:
 
 def report_variable() -> None:
     """Lists the folders nnU-Net searches, and says why ours is not among them."""
-    folders = searched_folders()
+    folders = lookup.searched_folders()
     say(VARIABLE, "set to" if folders else "not set")
-    ours = [folder for folder in folders if same(folder, trainers_folder())]
+    ours = [folder for folder in folders if lookup.same_folder(folder, trainers_folder())]
     detail([f"{folder}  <- nnunet_l2g" if folder in ours else folder for folder in folders])
     if not ours:
         say("PROBLEM", f"nnunet_l2g's folder is not in {VARIABLE}: {why_absent()}")
 
 
-def searched_folders() -> list[str]:
-    return [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
-
-
-def same(first: str, second: str) -> bool:
-    return os.path.realpath(first) == os.path.realpath(second)
+def report_data_folders() -> None:
+    """nnU-Net's three folders: says which variable is not set, holds quotation marks, or names no folder."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        value = os.environ.get(name)
+        if not value:
+            say("note", f"{name} is not set; nnU-Net's commands need it: export {name}=/path/to/folder")
+        elif {value[0], value[-1]} & {'"', "'"}:
+            say(
+                "PROBLEM",
+                f"{name} is {value}, quotation marks included, a part of the path to nnU-Net: set it anew",
+            )
+        elif not os.path.isdir(value):
+            say("note", f"{name} is {value}, which is no folder")
+        else:
+            say(name, value)
 
 
 def why_absent() -> str:
@@ -113,7 +123,7 @@ def why_absent() -> str:
 
 def report_folders() -> None:
     """Imports each folder as a look-up does: one that fails hides all trainers behind it."""
-    for folder in searched_folders():
+    for folder in lookup.searched_folders():
         if not os.path.isdir(folder):
             say("note", f"{folder} in {VARIABLE} does not exist; nnU-Net skips it")
             continue
@@ -133,8 +143,12 @@ def report_trainer(name: str, own: list[str]) -> bool:
         detail(lookup.explain(error))
         return False
     if trainer is not None:
-        say("found", f"{name}  ({trainer.__module__})")
-        return True
+        file = None if trainer.__module__.startswith("nnunet_l2g.") else lookup.file_that_wins(name)
+        say("found", f"{name}  ({file or trainer.__module__})")
+        if file is None or not lookup.is_ours(name):
+            return True
+        say("PROBLEM", f"this is not nnunet_l2g's {name}: nnU-Net takes the first class of that name, the one in {file}")
+        return detail([f"to do: rename that class, or take its folder out of {VARIABLE}"]) == 0
     say("NOT FOUND", name)
     if name in own:
         detail([f"nnunet_l2g has it, but nnU-Net does not search nnunet_l2g's folder: see {VARIABLE} above"])

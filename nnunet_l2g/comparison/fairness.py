@@ -12,14 +12,20 @@ from nnunet_l2g.comparison.results import Inputs, Run, read_plans
 from nnunet_l2g.comparison.summaries import disagreements
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.folders import some
+from nnunet_l2g.evaluation.labels import read_dataset_json
 from nnunet_l2g.untrusted.json_files import DAMAGE, read_json
 
 FEW_CASES = 6
+DATASET_KEYS = {
+    "regions_class_order": "The label values of their predictions mean other regions; both were scored by the first one's.",
+    "channel_names": "They may have seen other images, or have normalised them otherwise.",
+    "file_ending": "They were trained on other files.",
+}  # of dataset.json, and what a difference means
 NOT_COMPARED = ("data_identifier", "architecture", "network_arch_class_name")  # the method's own business, or only a name
 
 
 def model_warnings(models: list[Model], folds: list[str], runs: list[Run], dataset: str) -> list[str]:
-    """Differences of plans, epochs and splits, checkpoints newer than their validation, and folds that prove little.
+    """Other datasets, plans, epochs or splits, checkpoints newer than their validation, and folds that prove little.
 
     models, runs : of all methods, in one order
 
@@ -34,6 +40,7 @@ def model_warnings(models: list[Model], folds: list[str], runs: list[Run], datas
         else:
             _check_run(*first[-1], model, run)
     warnings = [
+        *_datasets(models),
         *_plans([model for model, _ in first]),
         *_epochs([run for _, run in first]),
         *_stale(models, folds),
@@ -41,7 +48,7 @@ def model_warnings(models: list[Model], folds: list[str], runs: list[Run], datas
     ]
     if "all" in folds:
         warnings.append("Fold all validates on its own training cases: these scores say nothing about new images.")
-    elif len(folds) < 5:
+    elif len(folds) < 5 and len(first) == len(runs):
         named = f"{'Folds' if len(folds) > 1 else 'Fold'} {', '.join(folds)}"
         warnings.append(
             f"{named} only: differences between folds are often larger than between methods; five folds, or a test set, tell "
@@ -82,13 +89,28 @@ def score_warnings(inputs: Inputs, scores: dict[tuple[str, int, str], dict[str, 
 
 
 def dropped_warnings(paired: pd.DataFrame) -> list[str]:
-    """Cases that count for one method only: the structure is not in the reference, and one of the two invented it."""
+    """Cases that count in some runs only: the structure is not in the reference, and these runs invented it."""
     rows = paired[(paired["score"] == "dice") & (paired["dropped"] > 0)]
     return [
         f"{row.structure}: {row.dropped} cases are left out of the difference between {row.method} and {row.baseline}: their "
-        "references do not have it, and only one of the two predicted it there. See the table of empty structures."
+        "references do not have it, and only some runs predicted it there. See the table of empty structures."
         for row in rows.itertuples()
     ]
+
+
+def _datasets(models: list[Model]) -> list[str]:
+    """What else than the labels differs between the dataset.json of two models, and what it means."""
+    first = read_dataset_json(models[0].folder / "dataset.json")
+    warnings = []
+    for model in models[1:]:
+        other = read_dataset_json(model.folder / "dataset.json")
+        for key, meaning in DATASET_KEYS.items():
+            if first.get(key) != other.get(key):
+                warnings.append(
+                    f"{models[0].name} and {model.name} were trained with other {key}: {_short(first.get(key))} / "
+                    f"{_short(other.get(key))}. {meaning}"
+                )
+    return warnings
 
 
 def _plans(models: list[Model]) -> list[str]:

@@ -58,9 +58,11 @@ MARKDOWN = """# {{ heading }}
 
 {{ sentence }}
 {% for finding in findings %}
+
 {{ finding }}
 {% endfor %}
 {% if warnings %}
+
 ## Warnings
 
 {% for warning in warnings %}

@@ -74,8 +74,8 @@ def draw_differences(comparison: Comparison) -> Picture:
                     (method, {"color": colour, "alpha": 0.5}),
                 ):
                     dots = runs.loc[[(method, structure, side)]] - values["baseline_mean"]
-                    if len(dots) > 1:
-                        label = f"{baseline}, its runs" if side == baseline and index == line == 0 else None
+                    if len(dots) > 1 and (side == method or index == 0):
+                        label = f"{baseline}, its runs" if side == baseline and line == 0 else None
                         above = line + shift - 0.22
                         panel.plot(dots, [above] * len(dots), ".", markersize=7, label=label, linestyle="none", **look)
                 panel.plot(

@@ -81,16 +81,22 @@ def predict_again(
 
 def write_links(images: dict[str, list[Path]], folder: Path, ending: str) -> None:
     """The images as nnU-Net's prediction wants them: CASE_0000 and so on, links to the raw files."""
-    state = {case: [stamp(path) for path in paths] for case, paths in images.items()}
+    state = {case: [stamp(path) for path in (*paths, *sidecar(case, paths))] for case, paths in images.items()}
     if is_current(folder, state):
         return
     renew(folder)
     for case, paths in images.items():
         for channel, path in enumerate(paths):
             (folder / f"{case}_{channel:04d}{ending}").symlink_to(path.resolve())
-        if (spacing := paths[0].parent / f"{case}.json").is_file():  # of a TIFF
+        for spacing in sidecar(case, paths):
             (folder / spacing.name).symlink_to(spacing.resolve())
     finish(folder, state)
+
+
+def sidecar(case: str, images: list[Path]) -> list[Path]:
+    """CASE.json beside the images, where nnU-Net's TIFF reader looks for the spacing; empty if there is none."""
+    file = images[0].with_name(f"{case}.json")
+    return [file] if file.is_file() else []
 
 
 def stamp(path: Path) -> list:

@@ -126,15 +126,16 @@ def read_folders(predictions: list[tuple[str, Path]], reference: Path, dataset_j
 
     Raises
     ------
-    UserError : a folder is missing, empty or named twice, case lists differ, a case has no reference, no dataset.json
+    UserError : a folder is missing, empty or given twice to one name, case lists differ, a case has no reference, no
+        dataset.json
     """
-    seen: dict[Path, str] = {}
+    seen = set()
     for name, folder in predictions:
         if not folder.is_dir():
             raise UserError(f"--predictions {name}={folder}: no such folder")
-        if (place := folder.resolve()) in seen:
-            raise UserError(f"--predictions {name}={folder}: {seen[place]} names this folder too; each run has its own")
-        seen[place] = name
+        if (run := (name, folder.resolve())) in seen:
+            raise UserError(f"--predictions {name}={folder}: named twice; each run of {name} has its own folder")
+        seen.add(run)
     if not reference.is_dir():
         raise UserError(f"--reference {reference}: no such folder")
     if dataset_json is None:

@@ -42,7 +42,8 @@ def _finding(values: pd.Series, score: str, comparison: Comparison) -> str:
     method, baseline, size = values["method"], values["baseline"], abs(values["difference"])
     than = f"{size:.3f} {'higher' if values['difference'] > 0 else 'lower'} than"
     spreads = {baseline: values["baseline_sd_between_runs"], method: values["sd_between_runs"]}
-    known = [f"{spread:.4f} for {name}" for name, spread in spreads.items() if not np.isnan(spread)]
+    shown = {name: f"{spread:.4f}" if spread else "none beyond the noise of the cases" for name, spread in spreads.items()}
+    known = [f"{shown[name]} for {name}" for name, spread in spreads.items() if not np.isnan(spread)]
     spread = f" Standard deviation between runs: {' and '.join(known)}." if known else ""
     if np.isnan(values["difference"]):
         return f"{score}: no case has it in all runs of {method} and {baseline}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_l2g.comparison.models import Model
-from nnunet_l2g.comparison.predicting import finish, is_current, predict_again, renew, stamp
+from nnunet_l2g.comparison.predicting import finish, is_current, predict_again, renew, sidecar, stamp
 from nnunet_l2g.comparison.results import Inputs
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
@@ -101,7 +102,7 @@ def _write_images(images: dict[str, list[Path]], folder: Path, ending: str) -> N
     state = {
         "version": VERSION,
         "strengths": {kind: list(values) for kind, values in STRENGTHS.items()},
-        "images": {case: [stamp(path) for path in paths] for case, paths in images.items()},
+        "images": {case: [stamp(path) for path in (*paths, *sidecar(case, paths))] for case, paths in images.items()},
     }
     if is_current(folder, state):
         return
@@ -110,6 +111,8 @@ def _write_images(images: dict[str, list[Path]], folder: Path, ending: str) -> N
     for case, paths in images.items():
         for kind, strengths in STRENGTHS.items():
             for level, strength in enumerate(strengths):
+                for spacing in sidecar(case, paths):
+                    shutil.copyfile(spacing, folder / f"{_name(case, kind, level)}.json")
                 for channel, path in enumerate(paths):
                     name = f"{_name(case, kind, level)}_{channel:04d}{ending}"
                     perturb_file(path, folder / name, kind, strength, zlib.crc32(f"{case} {kind} {channel}".encode()))

@@ -1,7 +1,7 @@
 r"""Do two training methods differ? Runs of each, on the same cases, in one or several folds.
 
 A run is one training with its own random numbers. Every run predicts the same cases, so runs are nested in methods and crossed
-with cases: a split plot, which radiology knows as the analysis of several readers and several cases.
+with cases: a split plot, which radiology knows as the analysis of several readers and several cases [1]_.
 
 Model
 -----
@@ -42,7 +42,7 @@ Assumptions
 Cases are independent, so several files of one patient count too much. Folds share most of their training data, so they are a
 little alike, and v_folds is too small for other training data [4]_. Means over cases and runs are roughly normal. Simulated
 (tests/test_statistics.py): where the model holds, at most 0.06 of equal methods are called different, 0.08 with two runs. Where
-the training set moves the difference as much as a run does, three to five folds with several runs call up to 0.10.
+the training set moves the difference as much as a run does, three to five folds with several runs call up to 0.12.
 
 References
 ----------
@@ -76,18 +76,22 @@ class Effect:
 
     difference : D of the module's docstring
     variance, df : of D; its degrees of freedom
-    fixed : the part of the variance that more runs do not make smaller: method x case, and folds
-    runs : of baseline and method
-    cases_df, folds_k : n - F and k of the module's docstring
+    v_cases, excess : parts of the variance
+    fixed : the part of v_cases that more runs do not make smaller, of method x case
+    run_share : sum_m v_m^2 / (k (R_m - 1)), of the denominator of df
+    runs, cases, folds : of baseline and method; n; F
     """
 
     difference: np.ndarray
     variance: np.ndarray
     df: np.ndarray
+    v_cases: np.ndarray
+    excess: np.ndarray
     fixed: np.ndarray
+    run_share: np.ndarray
     runs: tuple[int, int]
-    cases_df: int
-    folds_k: float
+    cases: int
+    folds: int
 
     @property
     def half_width(self) -> np.ndarray:
@@ -109,17 +113,18 @@ class Effect:
     def runs_needed(self) -> float:
         """Runs of each method, up to MOST_RUNS, with which the difference seen would be detectable.
 
-        Their variance is `fixed` + (variance - fixed) in proportion to 1 / runs. Infinity if more runs than that are needed, or
-        more cases; NaN if the spread between runs is unknown. For one comparison, no batch.
+        What is neither fixed nor excess is in proportion to 1 / runs. Infinity if more runs than that are needed, or more
+        cases; NaN if the spread between runs is unknown. For one comparison, no batch.
         """
         if np.isnan(self.variance) or min(self.runs) == 1 or self.difference == 0:
             return float("nan")
-        runs = np.arange(2, MOST_RUNS + 1)
-        moving = (self.variance - self.fixed) * (2 / runs) / sum(1 / number for number in self.runs)  # (98,)
-        total = self.fixed + moving
+        runs, now = np.arange(2, MOST_RUNS + 1), 2 / sum(1 / number for number in self.runs)
+        scale, stays = now / runs, self.fixed + self.excess  # (98,)
+        variance = stays + (self.variance - stays) * scale
+        shares = (self.fixed + (self.v_cases - self.fixed) * scale) ** 2 / (self.cases - self.folds)
+        shares = shares + self.run_share * scale**2 * (now - 1) / (runs - 1) + self.excess**2 / max(self.folds - 1, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            df = total**2 / (self.fixed**2 / self.cases_df + moving**2 / (2 * (runs - 1) * self.folds_k))
-        enough = runs[_needed(total, df) <= abs(self.difference)]
+            enough = runs[_needed(variance, variance**2 / shares) <= abs(self.difference)]
         return float(enough[0]) if enough.size else float("inf")
 
 
@@ -157,7 +162,7 @@ def compare_runs(baseline: np.ndarray, method: np.ndarray, folds: Sequence[int] 
     if count >= FOLDS:
         v_folds = ((weights * (of_folds - difference[..., None])) ** 2 / (1 - weights)).sum(-1)
     if min(runs) == 1 or cases_df == 0:
-        return Effect(difference, v_folds, np.full_like(difference, max(count - 1, 1)), unknown, runs, cases_df, k)
+        return Effect(difference, v_folds, np.full_like(difference, max(count - 1, 1)), *[unknown] * 4, runs, n, count)
 
     v_cases = ((differences - of_folds[..., fold_of]) ** 2).sum(-1) / cases_df / n
     v_method, v_both = [], 0
@@ -168,12 +173,12 @@ def compare_runs(baseline: np.ndarray, method: np.ndarray, folds: Sequence[int] 
     v_runs = sum(v_method)
     variance = np.maximum(v_cases + v_runs - v_both, np.maximum(v_cases, v_runs))
     excess = np.fmax(v_folds - variance, 0)
+    run_share = sum(v**2 / (k * (number - 1)) for v, number in zip(v_method, runs, strict=True))
+    shares = v_cases**2 / cases_df + run_share + excess**2 / max(count - 1, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = v_cases**2 / cases_df + sum(v**2 / (k * (number - 1)) for v, number in zip(v_method, runs, strict=True))
-        if count >= FOLDS:
-            shares = shares + excess**2 / (count - 1)
         df = (variance + excess) ** 2 / shares
-    return Effect(difference, variance + excess, df, np.maximum(v_cases - v_both, 0) + excess, runs, cases_df, k)
+    fixed = np.maximum(v_cases - v_both, 0)
+    return Effect(difference, variance + excess, df, v_cases, excess, fixed, run_share, runs, n, count)
 
 
 def run_variance(scores: np.ndarray, folds: Sequence[int] | None = None) -> np.ndarray:

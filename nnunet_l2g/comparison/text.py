@@ -88,7 +88,7 @@ def score_rows(comparison: Comparison, name: str) -> list[list[str]]:
 
 def run_rows(comparison: Comparison, name: str) -> list[list[str]]:
     """Head and rows for one score: the mean of every run, and the standard deviation between runs."""
-    score, methods = comparison.shown[name], comparison.methods
+    score, methods = comparison.shown[name], comparison.trained
     runs = comparison.runs[comparison.runs["score"] == name]
     paired = comparison.paired[comparison.paired["score"] == name].set_index(["method", "structure"])
     most = int(runs["run"].max())
@@ -99,7 +99,8 @@ def run_rows(comparison: Comparison, name: str) -> list[list[str]]:
             means = runs[(runs["structure"] == structure) & (runs["method"] == against) & (runs["of"] == method)]["mean"]
             spread = paired.loc[(against, structure)]["baseline_" * (method == methods[0]) + "sd_between_runs"]
             cells = [number(value, score.digits) for value in means] + [""] * (most - len(means))
-            rows.append([title(structure) if method == methods[0] else "", method, *cells, number(spread, score.digits + 1)])
+            cells.append("0" if spread == 0 else number(spread, score.digits + 1))
+            rows.append([title(structure) if method == methods[0] else "", method, *cells])
     return rows
 
 

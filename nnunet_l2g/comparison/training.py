@@ -160,6 +160,8 @@ def check_trainable(models: list[Model], folds: list[str], dataset: str) -> None
         try:
             found = find_trainer(trainer)
         except Exception as error:  # a module of any kind may have failed
+            if str(error).startswith(f"trainer {trainer}: "):  # a name of ours, but wrong
+                raise UserError(f"-tr: {error}") from error
             raise UserError(f"-tr {trainer}: nnU-Net's look-up fails: " + "; ".join(explain(error))) from error
         if found is None:
             raise UserError(

@@ -124,8 +124,9 @@ def _reader(content: dict, dataset_json: Path, example: Path | None) -> type:
 
             return determine_reader_writer_from_dataset_json(content, None if example is None else str(example), verbose=False)
     except (RuntimeError, TypeError) as error:
-        where = f"; {example} cannot be opened" if example else ""
+        if example is not None and _reader(content, dataset_json, None):
+            raise UserError(f"{example}: none of nnU-Net's readers can open it; replace the file, or write it again") from error
         raise UserError(
-            f"{dataset_json}: nnU-Net has no reader for {content['file_ending']!r}{where}; expected a format "
-            "that it supports, such as .nii.gz or .png"
+            f"{dataset_json}: nnU-Net has no reader for {content['file_ending']!r}; expected a format that it supports, such "
+            "as .nii.gz or .png"
         ) from error

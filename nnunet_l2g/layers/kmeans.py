@@ -28,7 +28,7 @@ def kmeans_centres(tokens: torch.Tensor, k: int, weights: torch.Tensor | None = 
     points = tokens[::step].cpu().double()  # Apple's mps has no float64
     distinct = points.unique(dim=0)  # KMeans would return duplicates, with a warning
     if len(distinct) > k:
-        from sklearn.cluster import KMeans  # comes with nnU-Net; a second to import, needed only here
+        from sklearn.cluster import KMeans  # a second to import, needed only here
 
         weights = None if weights is None else weights[::step].cpu().double().numpy()
         found = KMeans(k, n_init=1, max_iter=50, random_state=0).fit(points.numpy(), sample_weight=weights)

@@ -131,7 +131,8 @@ class MaskedAutoencoder(nn.Module):
         grid = token_grid(x.shape[2:], self.token_size)
         if grid == self.grid:
             return grid, {name: getattr(self, name) for name in self._table_names}
-        return grid, {name: tensor.to(x.device) for name, tensor in self._tables(grid).items()}
+        tables = self._tables(grid)
+        return grid, {name: tensor.to(getattr(self, name)) for name, tensor in tables.items()}
 
     def encode(self, tokens: torch.Tensor, visible: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """tokens (B, N, C T), visible (Q, n), position (N, width) -> (B, Q, n, width): each set for itself."""
@@ -140,7 +141,7 @@ class MaskedAutoencoder(nn.Module):
 
     def background(self, tokens: torch.Tensor, visible: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
         """tokens (B, N, C T), visible (S, n) -> (B, S, N, C T): visible means, continued and interpolated between centres."""
-        batch, sets = len(tokens), len(visible)
+        batch, sets = tokens.shape[0], len(visible)  # len() would fix the batch size of an exported network
         means = tokens.float().unflatten(2, (self.channels, -1)).mean(-1)  # (B, N, C)
         seen = torch.zeros(sets, tokens.shape[1], device=tokens.device).scatter_(1, visible, 1.0)  # (S, N)
         known = (means[:, None] * seen[..., None]).transpose(2, 3).flatten(0, 1).unflatten(2, grid)  # (B S, C, *grid)
@@ -163,7 +164,8 @@ class MaskedAutoencoder(nn.Module):
         """latent (B S, n, width), background (B S, m, C T), position (S, m, decoder width) of the masked tokens
         -> mean and scale, (B S, m, C T) each, float32."""
         sets = len(position)
-        x = self.embed_background(background).unflatten(0, (-1, sets)) + self.mask_token + position
+        known = self.embed_background(background.to(self.mask_token.dtype))
+        x = known.unflatten(0, (-1, sets)) + self.mask_token + position
         x = x.flatten(0, 1)  # (B S, m, decoder width)
         context = self.to_decoder(latent)  # (B S, n, decoder width)
         for block in self.decoder:
@@ -179,7 +181,7 @@ class MaskedAutoencoder(nn.Module):
         sets = len(visible)
         latent = latent.unflatten(1, (sets, -1)).flatten(2, 3).flatten(0, 1)  # (B S, n, width)
         background = self.background(tokens, visible, grid)  # (B, S, N, C T)
-        index = masked[None, :, :, None].expand(len(tokens), -1, -1, tokens.shape[2])
+        index = masked[None, :, :, None].expand(tokens.shape[0], -1, -1, tokens.shape[2])
         background = background.gather(2, index).flatten(0, 1)  # (B S, m, C T)
         mean, scale = self.decode(latent, background, tables["decoder_position"][masked])
         return mean.unflatten(0, (-1, sets)), scale.unflatten(0, (-1, sets))

@@ -38,9 +38,9 @@ def unpatchify(tokens: torch.Tensor, token_size: Sequence[int], grid: Sequence[i
     """(B, N, C T) -> (B, C, *spatial): the inverse of `patchify`."""
     dims = len(token_size)
     channels = tokens.shape[2] // math.prod(token_size)
-    x = tokens.reshape(len(tokens), *grid, channels, *token_size)  # (B, g_1, g_2, ..., C, t_1, t_2, ...)
+    x = tokens.reshape(tokens.shape[0], *grid, channels, *token_size)  # (B, g_1, g_2, ..., C, t_1, t_2, ...)
     order = [0, 1 + dims, *(n for a in range(dims) for n in (1 + a, 2 + dims + a))]
-    return x.permute(order).reshape(len(tokens), channels, *(g * t for g, t in zip(grid, token_size, strict=True)))
+    return x.permute(order).reshape(tokens.shape[0], channels, *(g * t for g, t in zip(grid, token_size, strict=True)))
 
 
 def sincos_positions(grid: Sequence[int], dim: int) -> torch.Tensor:

@@ -86,7 +86,7 @@ class RegionCompensationUnit(nn.Module):
         tokens = self.norm_queries(self.to_queries(patchify(features, self.level_token)))  # (B, N, d)
         queries, attended = tokens + position, 0
         for weight, embed, residual in zip(self.mix, self.embed, maps, strict=True):
-            values = embed(patchify(residual, self.token_size))  # (B, N, d)
+            values = embed(patchify(residual, self.token_size).to(embed.weight.dtype))  # (B, N, d)
             attended = attended + weight * self.attention(queries, values + position, values)  # (B, N, d)
         context = bottleneck.flatten(2).mean(2)  # (B, C_b)
         hidden = F.gelu(self.importance_token(tokens) + self.importance_global(context).unsqueeze(1))  # (B, N, d / 2)
