@@ -311,7 +311,7 @@ class ClassReferences(nn.Module):
 
 def unit(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """x / |x|. The floor of 1e-5 bounds the gradient for tokens and references of 0."""
-    return x / x.norm(dim=dim, keepdim=True).clamp_min(1e-5)
+    return x * x.square().sum(dim, keepdim=True).clamp_min(1e-10).rsqrt()
 
 
 def _recomputed(function, *arguments):
