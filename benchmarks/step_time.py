@@ -14,7 +14,7 @@ meets all. Reported: the median of a network's steps in seconds, and its ratio t
 of the round's medians. Memory, in MiB: on CUDA the peak of what torch allocated for this network alone, its batch included,
 after the warm-up; on the CPU what the backward keeps (not if compiled). A prediction is one forward of one patch in eval mode
 without deep supervision and not compiled, as nnU-Net's sliding window makes it. The k-means that places codes and references
-(after steps 1 and 50) falls out of the medians.
+(once each) falls out of the medians.
 """
 
 from __future__ import annotations

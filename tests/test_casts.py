@@ -18,7 +18,7 @@ def patch_of(plan: str):
 
 
 NETWORKS = {
-    "l2gnet": lambda plan: L2GNet(tester.make_backbone(plan, False), dim=16, num_codes=8, num_references=4),
+    "l2gnet": lambda plan: L2GNet(tester.make_backbone(plan, False), dim=16, per_class=2),
     "glua": lambda plan: GLUA(tester.make_backbone(plan, False)),
     "grcsf": lambda plan, **how: GRCSF(
         tester.make_backbone(plan, False), patch_of(plan), [8] * len(patch_of(plan)), dim=16, autoencoder=SMALL, **how

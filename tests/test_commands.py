@@ -51,7 +51,7 @@ def test_a_killed_training_continues_where_it_stopped_and_validates(killed_and_c
     first, second = killed_and_continued
     assert re.search(r"Epoch 0\s", first) and not re.search(r"Epoch [01]\s*$", second, re.M)
     assert re.search(r"Epoch 2\s*$", second, re.M) and "Mean Validation Dice" in second
-    assert len(re.findall(r"perplexity \S+ codes_used \S+ kept_variance \S+", first + second)) == 3
+    assert len(re.findall(r"alpha \S+ changed_voxels \S+ references_used \S+", first + second)) == 3
     fold = model / "fold_0"
     assert (fold / "validation" / "summary.json").exists()
     assert (fold / "checkpoint_final.pth").exists() and not (fold / "checkpoint_latest.pth").exists()

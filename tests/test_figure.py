@@ -29,11 +29,11 @@ def drawn(monkeypatch):
 def test_training_and_validation_share_a_panel_and_the_page_has_room_for_all(tmp_path, drawn):
     titles, curves = drawn
     log = {f"{part}_{key}": [index + 1.0, 2.0] for index, key in enumerate("abcd") for part in ("train", "validation")}
-    log |= {"level-2_kept_variance": [0.0, 1e-3], "empty": []}
+    log |= {"references_used": [0.0, 1e-3], "empty": []}
     file = tmp_path / "progress.png"
     file.write_bytes(b"the last one")
     draw_diagnostics(log, list(log), str(file))
-    assert titles == ["a", "b", "c", "d", "plan: Var(o) / Var(q), 0 is flat level-2", "empty"]
+    assert titles == ["a", "b", "c", "d", "references in use", "empty"]
     assert curves[:2] == [("train", [1.0, 2.0]), ("validation", [1.0, 2.0])] and len(curves) == 4 * 2 + 2
     with Image.open(file) as image:
         assert image.size == (round(3 * WIDTH * 110), round(2 * HEIGHT * 110))

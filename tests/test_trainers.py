@@ -378,4 +378,4 @@ def test_a_wrong_name_is_refused_by_nnunets_own_function(nnunet_folders, monkeyp
     monkeypatch.setenv("nnUNet_extTrainer", nnunet_folders.environment["nnUNet_extTrainer"])
     with pytest.raises(error, match=message):
         get_trainer_from_args("981", "2d", 0, name, device=CPU)
-    assert error is ValueError or "it has nnUNetTrainerL2GNet_<N>epochs" in capsys.readouterr().err
+    assert error is ValueError or "<Trainer>_<N>epochs" in capsys.readouterr().err

@@ -99,6 +99,8 @@ def _draw_parts(case: Case, view: View, structures: list, per_class: int, of: st
 
 def _draw_patches(case: Case, view: View, structures: list, per_class: int, output: Output) -> None:
     """One row for each structure, one column for each of its references: the image around its most typical voxel."""
+    from matplotlib.colors import to_rgba
+
     rows = []
     for name, _, part, cosine in structures:
         rows.append([])
@@ -110,10 +112,13 @@ def _draw_patches(case: Case, view: View, structures: list, per_class: int, outp
                 rows[-1].append(Panel(f"{name} {m + 1}: none", np.zeros(image.shape)))
                 continue
             y, x = np.unravel_index(view.plane(values, index).argmax(), image.shape[:2])
-            rows[-1].append(Panel(f"{name} {m + 1}: {values.max():.2f}", _around(image, y, x)))
+            mark = np.zeros((*image.shape[:2], 4))
+            mark[y, x] = to_rgba(COLOURS[m % len(COLOURS)])
+            title = f"{name} {m + 1}: {values.max():.2f}"
+            rows[-1].append(Panel(title, _around(image, y, x), _around(mark, y, x)))
     caption = (
-        f"The most typical place of each reference in case {case.name}: in the middle of each picture is the voxel nearest to "
-        "it, of those that have no nearer one; the number is the cosine."
+        f"The most typical place of each reference in case {case.name}: the coloured voxel is the nearest to it, of those that "
+        "have no nearer one; the number is the cosine."
     )
     path = output.add("reference_patches.png", "the most typical place of each reference")
     draw_panels(rows, path, caption, aspect=view.aspect)

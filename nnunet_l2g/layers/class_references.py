@@ -219,16 +219,16 @@ class ClassReferences(nn.Module):
     def _assign(self, e: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The reference of its class, c M + m, for each token (B, d, n) with a label (B, S, n): (B, S, n)."""
         _, classes, per_class, _ = self.references.shape
-        label = labels.clamp_min(0)[:, :, None].expand(-1, -1, per_class, -1)  # (B, S, M, n)
+        label = labels.clamp_min(0)  # (B, S, n)
         s = (unit(self.references.to(e.dtype)).flatten(0, 2) @ e).unflatten(1, self.references.shape[:3])  # (B, S, G, M, n)
-        own = s.gather(2, label[:, :, None])[:, :, 0] / WITHIN_CLASS[0]  # (B, S, M, n): only its class matters to a token
+        own = s.gather(2, label[:, :, None, None].expand(-1, -1, 1, per_class, -1))[:, :, 0] / WITHIN_CLASS[0]  # (B, S, M, n)
+        members = (labels[:, :, None] == torch.arange(classes, device=labels.device)[:, None]).to(e.dtype)  # (B, S, G, n)
         v = own.new_zeros(*own.shape[:3], classes)  # (B, S, M, G)
         for _ in range(0 if self.nearest else WITHIN_CLASS[1]):  # Sinkhorn of all classes at once
-            u = -(own + v.gather(3, label)).logsumexp(2, keepdim=True)  # (B, S, 1, n)
-            sent = (own + u).exp() * (labels >= 0)[:, :, None]
-            v = -torch.zeros_like(v).scatter_add(3, label, sent).clamp_min(1e-30).log()
+            received = (own + v @ members).softmax(2) @ members.transpose(2, 3)  # (B, S, M, G), each token sends 1
+            v = v - received.clamp_min(1e-30).log()
             v = v - v.mean(2, keepdim=True)  # a class's constant changes no plan, and would grow
-        assigned = label[:, :, 0] * per_class + (own + v.gather(3, label)).argmax(2)
+        assigned = label * per_class + (own + v @ members).argmax(2)
         self._count(self.used, assigned, labels)
         return assigned
 
@@ -311,7 +311,7 @@ class ClassReferences(nn.Module):
 
 def unit(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """x / |x|. The floor of 1e-5 bounds the gradient for tokens and references of 0."""
-    return x / x.norm(dim=dim, keepdim=True).clamp_min(1e-5)
+    return x * x.square().sum(dim, keepdim=True).clamp_min(1e-10).rsqrt()
 
 
 def _recomputed(function, *arguments):

@@ -11,11 +11,11 @@ COLOURS = ("#0072B2", "#D55E00")
 TITLES = {
     "perplexity": "codes: perplexity",
     "codes_used": "codes in use",
-    "kept_variance": "plan: Var(o) / Var(q), 0 is flat",
-    "tokens_per_reference": "plan: effective tokens per reference",
-    "marginal_error": "plan: largest relative marginal error",
-    "duplicate_references": "duplicate references (cosine > 0.95)",
+    "alpha": "alpha: weight of the read-out",
+    "changed_voxels": "share of voxels that the read-out changes",
+    "references_used": "references in use",
     "reference_drift": "references: 1 - cosine to their start",
+    "moved_by_image": "references: distance moved by the image",
     "mask_mean": "local feature mask, mean (0: aligned)",
     "domain_accuracy": "domain discriminator: accuracy",
     "alignment_weight": "weight of the alignment",
@@ -51,7 +51,7 @@ def draw_diagnostics(logging: Mapping[str, Sequence[float]], keys: Sequence[str]
                 axes.plot(range(len(logging[key])), logging[key], color=colour, marker="o", markersize=3, label=part)
             if len(curves) > 1 and index == 0:  # the same in all
                 axes.legend()
-            axes.set_title(_title(name), y=1)  # else it looks for room above it, which draws all ticks once more
+            axes.set_title(TITLES.get(name, name), y=1)  # else it looks for room above it, which draws all ticks once more
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
             if min(values, default=0) > 0 and max(values) > 10 * min(values):
@@ -69,9 +69,3 @@ def _panels(keys: Sequence[str]) -> dict[str, list[str]]:
     for key in keys:
         panels.setdefault(key.removeprefix("train_").removeprefix("validation_"), []).append(key)
     return panels
-
-
-def _title(key: str) -> str:
-    """`level-2_kept_variance` reads as its panel's title and the level."""
-    level, _, name = key.partition("_") if key.startswith("level") else ("", "", key)
-    return f"{TITLES.get(name, name)} {level}".strip()
