@@ -305,6 +305,19 @@ def test_a_checkpoint_resumes_whole(nnunet_folders):
     assert second.network.l2g._steps == 2  # counted on, not started anew: the codes are not placed again
 
 
+def test_a_continued_training_knows_that_the_epoch_it_was_saved_in_was_the_best(nnunet_folders):
+    """nnU-Net saves checkpoint_latest before it compares: the worse epoch that follows would replace checkpoint_best."""
+    trainer = make(nnunet_folders, configuration="2d")
+    trainer.initialize()
+    trainer._best_ema = 0.1
+    trainer.logger.local_logger.my_fantastic_logging["ema_fg_dice"] = [0.1, 0.9]
+    file = trainer.output_folder + "/checkpoint_latest.pth"
+    trainer.save_checkpoint(file)
+    continued = make(nnunet_folders, configuration="2d")
+    continued.load_checkpoint(file)
+    assert continued._best_ema == 0.9
+
+
 @pytest.mark.parametrize("other", [nnUNetTrainer, trainers.nnUNetTrainerL2GNetOneReference])
 def test_a_checkpoint_of_another_trainer_is_refused(nnunet_folders, other):
     foreign = make(nnunet_folders, other, configuration="2d")

@@ -253,6 +253,11 @@ class PluginTrainer(nnUNetTrainer):
         self.raw_network.plain_weights_only = False
         super().load_checkpoint(filename_or_checkpoint)
         self._checkpoint_loaded = True
+        # nnU-Net saves checkpoint_latest before it compares that epoch with the best one. Continued from there, a worse epoch
+        # would replace checkpoint_best.
+        for ema in self.logger.local_logger.my_fantastic_logging["ema_fg_dice"]:
+            if self._best_ema is None or ema > self._best_ema:
+                self._best_ema = ema
         # Not weights_only: its log's numpy scalars forbid it, and nnU-Net has just unpickled this very file.
         checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
         extra = dict(checkpoint.get(EXTRA_KEY, {}))
