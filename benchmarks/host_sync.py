@@ -5,9 +5,9 @@ python benchmarks/host_sync.py [--device cuda] [-tr TRAINER ...] [-o host_sync.j
 On CUDA every call that waits, as `torch.cuda.set_sync_debug_mode` reports it. On the CPU the operations that would wait if
 their tensors were on a GPU: reading a number (item, float, bool), sizes that depend on values (nonzero, boolean indices),
 copies to the CPU (cpu, tolist). Counted apart, `only_here`: what is on the CPU with CUDA, too, and waits for nothing there
-(lines with a text of ON_CPU: random choices, Adam's counter of steps, the check for NaN that only the CPU has). And
-`may_wait`: blocking `.to(device)`, nothing if the tensor is there already. After a warm-up, so that the k-means after step 1
-is not in it.
+(lines with a text of ON_CPU: random choices, Adam's counter of steps, checks for NaN of the loader's batch or on the CPU
+alone). And `may_wait`: blocking `.to(device)`, nothing if the tensor is there already. After a warm-up, so that the k-means
+after step 1 is not in it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ ROOT = Path(__file__).resolve().parents[1]
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::_unique2", "aten::masked_select", "aten::bincount"}
 KINDS = ("waits", "may_wait", "only_here")
 COPIES = {torch.Tensor.cpu, torch.Tensor.tolist}
-ON_CPU = ("chosen.any()", "chosen.nonzero()", "torch.rand(", "torch.randint(", "optimizer.step()", 'z.device.type == "cpu"')
+ON_CPU = (
+    "chosen.any()", "chosen.nonzero()", "torch.rand(", "torch.randint(", "optimizer.step()", 'f.device.type == "cpu"',
+    'torch.isfinite(batch["unlabelled"])',
+)  # fmt: skip
 
 
 class CountReads(TorchDispatchMode):

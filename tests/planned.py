@@ -98,10 +98,10 @@ def plan_phantoms(folder: Path) -> Planned:
     return project
 
 
-def narrow(path: Path) -> None:
+def narrow(path: Path, first: int = 8, most: int = FEATURES) -> None:
     """Gives the networks of a plans file few features. All else stays nnU-Net's plan."""
     plans = json.loads(path.read_text())
     for name in ("2d", "3d_fullres"):
         network = plans["configurations"][name]["architecture"]["arch_kwargs"]
-        network["features_per_stage"] = [min(8 << stage, FEATURES) for stage in range(network["n_stages"])]
+        network["features_per_stage"] = [min(first << stage, most) for stage in range(network["n_stages"])]
     path.write_text(json.dumps(plans, indent=4))

@@ -561,8 +561,8 @@ def test_train_fills_in_what_is_missing(planned, tmp_path, monkeypatch, capsys):
         command = ["compare", "-d", "981", "-c", "3d_fullres", "-f", "0", "-tr", *trainers, "-o", str(output), "-np", "1"]
         return main([*command, "--device", "cpu", *more]), capsys.readouterr()
 
-    status, printed = run("-p", "nnUNetResEncUNetMPlans", "--train")
-    assert status == 1 and "nnUNetResEncUNetMPlans.json: no such plans" in printed.err
+    status, printed = run("-p", "nnUNetOtherPlans", "--train")
+    assert status == 1 and "nnUNetOtherPlans.json: no such plans" in printed.err
     status, printed = run()
     assert status == 1 and "run them, or let --train do it" in printed.err and not output.exists()
 
