@@ -39,8 +39,11 @@ SIGNATURES = [
     (nnUNetTrainer.on_epoch_end, "self", "trainers/base.py: on_epoch_end"),
     (nnUNetTrainer.save_checkpoint, "self filename", "trainers/base.py: save_checkpoint"),
     (nnUNetTrainer.load_checkpoint, "self filename_or_checkpoint", "trainers/base.py: load_checkpoint"),
-    (PolyLRScheduler.step, "self current_step", "nnunet_l2g/training/learning_rate.py"),
-    (PolyLRScheduler.__init__, "self optimizer initial_lr max_steps exponent current_step", "training/learning_rate.py"),
+    (
+        PolyLRScheduler.__init__,
+        "self optimizer initial_lr max_steps exponent current_step",
+        "trainers/base.py: configure_optimizers",
+    ),
     (load_pretrained_weights, "network fname verbose", "architectures/plan_network.py: plain_weights_only"),
     (
         get_network_from_plans,
