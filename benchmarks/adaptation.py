@@ -33,7 +33,7 @@ from adaptation_pairs import PAIRS, Pair, write_pair
 from timing import conditions
 
 from nnunet_l2g.autoload import VARIABLE, with_trainers
-from nnunet_l2g.demo.nnunet import nnunet_command, shown_command
+from nnunet_l2g.nnunet import nnunet_command, shown_command
 
 SOURCE_ONLY, SUPERVISED = "source only", "supervised"
 METHODS = {  # GLUA before those that take its translation over

@@ -21,7 +21,7 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 from timing import choose_device, conditions, write_json
 
-from nnunet_l2g.layers.local_feature_mask import local_feature_mask
+from nnunet_l2g.architectures.glua.local_feature_mask import local_feature_mask
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_l2g import trainers
-from nnunet_l2g.adaptation import AdaptedTarget
+from nnunet_l2g.adapt import AdaptedTarget
 from nnunet_l2g.trainers.base import PluginTrainer
 
 DATASET = "Dataset999_Benchmark"

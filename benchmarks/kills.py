@@ -214,7 +214,7 @@ def finish(training: Training, folder: Path, train, predict) -> None:
 def make_data(folder: Path) -> None:
     """Two phantom datasets, planned by nnU-Net, the second one adapted to."""
     from nnunet_l2g.cli import main
-    from nnunet_l2g.demo.nnunet import nnunet_command
+    from nnunet_l2g.nnunet import nnunet_command
     from nnunet_l2g.phantom import write_dataset
 
     for name in ("raw", "preprocessed", "results"):

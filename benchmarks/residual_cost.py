@@ -23,9 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_l2g.architectures import GRCSF
-from nnunet_l2g.layers.masked_autoencoder import SETS, MaskedAutoencoder
-from nnunet_l2g.layers.partition import make_partition
-from nnunet_l2g.layers.patches import choose_token_size, patchify
+from nnunet_l2g.architectures.grcsf.masked_autoencoder import SETS, MaskedAutoencoder
+from nnunet_l2g.architectures.grcsf.partition import make_partition
+from nnunet_l2g.architectures.grcsf.patches import choose_token_size, patchify
 
 PLANS = {  # patch, channels, features, as nnU-Net 2.8 plans them
     "idrid": ((768, 1152), 3, [32, 64, 128, 256, 512, 512, 512, 512]),

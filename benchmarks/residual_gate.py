@@ -29,9 +29,9 @@ from sklearn.metrics import average_precision_score
 from timing import choose_device, conditions, write_json
 from tqdm import tqdm
 
-from nnunet_l2g.layers.masked_autoencoder import SETS
-from nnunet_l2g.layers.residual_maps import gaussian_blur
+from nnunet_l2g.architectures.grcsf.masked_autoencoder import SETS
 from nnunet_l2g.trainers import nnUNetTrainerGRCSF
+from nnunet_l2g.training.gaussian_blur import gaussian_blur
 
 SAMPLE = 100_000
 WAYS = {"absolute": np.abs, "positive": lambda r: np.maximum(r, 0), "negative": lambda r: np.maximum(-r, 0)}

@@ -26,9 +26,9 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_l2g.comparison.models import dataset_name, nnunet_folder
-from nnunet_l2g.demo.files import write_json
+from nnunet_l2g.compare.models import dataset_name, nnunet_folder
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.files import write_json
 
 ITERATIONS = 250  # of an epoch of nnU-Net's
 FEATURES, MOST_FEATURES = 16, 128

@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_l2g import architectures, trainers
-from nnunet_l2g.translation.translator import Translator, halvings_of
+from nnunet_l2g.architectures.glua.translation.translator import Translator, halvings_of
 
 NETWORKS = ("L2GNet", "GRCSF", "GLUA")
 

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from timing import conditions
 
+from nnunet_l2g.architectures.glua.translation.alignment import shift_of
+from nnunet_l2g.architectures.glua.translation.stage import TranslationStage
+from nnunet_l2g.architectures.glua.translation.translator import Translator, halvings_of
 from nnunet_l2g.phantom import make_case
-from nnunet_l2g.translation.alignment import shift_of
-from nnunet_l2g.translation.stage import TranslationStage
-from nnunet_l2g.translation.translator import Translator, halvings_of
 
 SIZE, TRAINING, HELD_OUT, SLICES, WIDTH = 32, 64, 16, 4, 8
 FORMS = {  # what differs from the default: arguments of the stage, then of the translator

@@ -9,7 +9,8 @@ import sys
 from nnunet_l2g import __version__
 from nnunet_l2g.errors import UserError
 
-# name: what --help says; the code is nnunet_l2g.commands.<name>, with configure(parser) and run(args) -> exit status
+# name: what --help says. nnunet_l2g/<name>.py or nnunet_l2g/<name>/command.py has configure(parser) and
+# run(args) -> exit status
 COMMANDS = {
     "adapt": "plans that adapt a labelled source dataset to an unlabelled target dataset",
     "compare": "trainings or prediction folders against a baseline: scores, paired statistics, cost, report",
@@ -20,6 +21,7 @@ COMMANDS = {
     "register": "place the start-up files in site-packages (editable installs)",
     "unregister": "remove the start-up files that `register` placed",
 }
+FOLDERS = {"adapt", "compare", "demo", "inspect"}  # commands of several files
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, text in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=text, description=text)
         if argv[:1] == [name]:
-            command = importlib.import_module(f"nnunet_l2g.commands.{name}")
+            command = importlib.import_module(f"nnunet_l2g.{name}" + ".command" * (name in FOLDERS))
             command.configure(subparser)
     args = parser.parse_args(argv)
     try:

@@ -22,10 +22,11 @@ FAMILIES = {
 HEADER = """# Compatibility
 
 Every trainer on the plans that nnU-Net makes for a setting. Written by its own test:
-`pytest -m long tests/test_compatibility.py` runs all combinations and fails if this page says anything else. To write it anew:
+`pytest -m long tests/project/test_compatibility.py` runs all
+combinations and fails if this page says anything else. To write it anew:
 
 ```
-{write}=1 pytest -n 0 -m long tests/test_compatibility.py
+{write}=1 pytest -n 0 -m long tests/project/test_compatibility.py
 ```
 
 {families}

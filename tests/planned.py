@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_l2g.autoload import VARIABLE, with_trainers
-from nnunet_l2g.demo.nnunet import nnunet_command
+from nnunet_l2g.nnunet import nnunet_command
 from nnunet_l2g.phantom import write_dataset
 
 PLAIN, RICH = "Dataset981_PhantomPlain", "Dataset982_PhantomRich"  # RICH: two channels, scar, regions, ignore label

@@ -12,7 +12,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_l2g.autoload import VARIABLE, with_trainers
-from nnunet_l2g.inspection.model import load_model
+from nnunet_l2g.inspect.model import load_model
 from nnunet_l2g.lookup import find_trainer
 
 INTENSITIES = {"mean": 200.0, "std": 50.0, "percentile_00_5": 50.0, "percentile_99_5": 350.0}

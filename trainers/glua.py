@@ -8,16 +8,16 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunet_l2g.adaptation.adversarial_alignment import AdversarialAlignment, alignment_weight
-from nnunet_l2g.adaptation.domain_gap import DomainGap
-from nnunet_l2g.adaptation.target_stream import WithUnlabelled, target_stream
-from nnunet_l2g.architectures.glua import Seen
+from nnunet_l2g.architectures.glua.adversarial_alignment import AdversarialAlignment, alignment_weight
+from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
+from nnunet_l2g.architectures.glua.domain_gap import DomainGap
+from nnunet_l2g.architectures.glua.network import Seen
+from nnunet_l2g.architectures.glua.target_stream import WithUnlabelled, target_stream
+from nnunet_l2g.architectures.glua.translation.stage import TranslationStage
+from nnunet_l2g.architectures.glua.translation.translator import Translator, halvings_of
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
 from nnunet_l2g.trainers.adapted import AdaptedTrainer
 from nnunet_l2g.training.stages import Stage, cases_of
-from nnunet_l2g.translation.stage import TranslationStage
-from nnunet_l2g.translation.translator import Translator, halvings_of
 
 USED = ("average.", "target_styles", "polarity")  # of the translator after its stage; the stage's own checkpoint has the rest
 

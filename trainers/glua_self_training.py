@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from nnunet_l2g.adaptation.self_training import Teacher, pseudo_label_loss, self_training_weight
-from nnunet_l2g.architectures.glua import Seen
+from nnunet_l2g.architectures.glua.network import Seen
+from nnunet_l2g.architectures.glua.self_training import Teacher, pseudo_label_loss, self_training_weight
 from nnunet_l2g.trainers.glua import nnUNetTrainerGLUA
 from nnunet_l2g.training.random_intensity import RandomIntensity
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nnunet_l2g.adaptation.turned_over import turned_over
+from nnunet_l2g.architectures.glua.turn_over import turn_over
+from nnunet_l2g.architectures.glua.turned_over import turned_over
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.trainers.adapted import AdaptedTrainer
-from nnunet_l2g.translation.turn_over import turn_over
 
 
 class nnUNetTrainerGLUASignOnly(AdaptedTrainer):

@@ -7,12 +7,12 @@ from functools import cached_property
 import torch
 
 from nnunet_l2g.architectures import GRCSF
+from nnunet_l2g.architectures.grcsf.autoencoder_stage import AutoencoderStage
 from nnunet_l2g.architectures.plan_network import decode_settings
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.inspection.compensation import draw_compensation
-from nnunet_l2g.inspection.patch import has_foreground, labelled_patch
+from nnunet_l2g.inspect.compensation import draw_compensation
+from nnunet_l2g.inspect.patch import has_foreground, labelled_patch
 from nnunet_l2g.trainers.base import PluginTrainer
-from nnunet_l2g.training.autoencoder_stage import AutoencoderStage
 from nnunet_l2g.training.focal import use_focal_loss
 from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.stages import Stage

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from nnunet_l2g.adaptation.adversarial_alignment import AdversarialAlignment
 from nnunet_l2g.architectures import GLUA
-from nnunet_l2g.layers.domain_discriminator import DomainDiscriminator
-from nnunet_l2g.layers.local_feature_mask import local_feature_mask
+from nnunet_l2g.architectures.glua.adversarial_alignment import AdversarialAlignment
+from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
+from nnunet_l2g.architectures.glua.local_feature_mask import local_feature_mask
 from nnunet_l2g.trainers import nnUNetTrainerGLUA
 
 

@@ -8,8 +8,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_l2g.demo.files import write_json, write_text
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.files import write_json, write_text
 from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
 
 MARKER = ".nnunet_l2g_demo"
@@ -70,8 +70,10 @@ def open_folder(path: Path, settings: dict, overwrite: bool) -> DemoFolder:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; name a folder with -o")
         if path.is_dir() and any(path.iterdir()) and not (path / MARKER).is_file():
-            raise UserError(f"{path} is not empty and was not made by `nnunet_l2g demo`, so nothing in it is touched; "
-                            "name another folder with -o")
+            raise UserError(
+                f"{path} is not empty and was not made by `nnunet_l2g demo`, so nothing in it is touched; "
+                "name another folder with -o"
+            )
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
@@ -87,8 +89,10 @@ def open_folder(path: Path, settings: dict, overwrite: bool) -> DemoFolder:
 def _check_space(path: Path) -> None:
     free = shutil.disk_usage(path).free
     if free < NEEDED_BYTES:
-        raise UserError(f"{path} has {free / 1024**3:.1f} GiB free, the demo needs {NEEDED_BYTES / 1024**3:.0f} GiB; "
-                        "make room, or name another folder with -o")
+        raise UserError(
+            f"{path} has {free / 1024**3:.1f} GiB free, the demo needs {NEEDED_BYTES / 1024**3:.0f} GiB; "
+            "make room, or name another folder with -o"
+        )
 
 
 def _delete_own(path: Path) -> None:
@@ -116,7 +120,10 @@ def _read(path: Path, settings: dict) -> DemoFolder:
         raise UserError(f"{state} cannot be read ({error!r}); {advice}") from error
     if found.settings != settings:
         names = sorted({*found.settings, *settings})
-        differences = [f"{name} {found.settings.get(name)!r} there, {settings.get(name)!r} now" for name in names
-                       if found.settings.get(name) != settings.get(name)]
+        differences = [
+            f"{name} {found.settings.get(name)!r} there, {settings.get(name)!r} now"
+            for name in names
+            if found.settings.get(name) != settings.get(name)
+        ]
         raise UserError(f"{path} holds a demo with other settings ({'; '.join(differences)}); {advice}")
     return found

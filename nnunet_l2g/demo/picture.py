@@ -51,8 +51,15 @@ def draw_picture(
     patches = [Patch(color=COLOURS[name], label=name.replace("_", " ")) for name in labels]
     figure.legend(handles=patches, loc="lower center", ncol=len(patches), frameon=False, bbox_to_anchor=(0.5, 0.05))
     score = "" if mean is None else f"; mean foreground Dice {mean:.2f}"
-    figure.text(0.5, 0.025, f"Held-out phantom cases, middle slice of the heart, segmented by\n{trainer}{score}. Below each "
-                "case: Dice of the three structures, in the legend's order.", ha="center", va="center", fontsize=9)
+    figure.text(
+        0.5,
+        0.025,
+        f"Held-out phantom cases, middle slice of the heart, segmented by\n{trainer}{score}. Below each "
+        "case: Dice of the three structures, in the legend's order.",
+        ha="center",
+        va="center",
+        fontsize=9,
+    )
     figure.subplots_adjust(left=0.05, right=0.99, top=0.96, bottom=0.13, wspace=0.04, hspace=0.04)
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     figure.savefig(temporary, dpi=100)

@@ -6,9 +6,9 @@ import math
 from importlib.metadata import version
 from pathlib import Path
 
-from nnunet_l2g.demo.files import write_json
 from nnunet_l2g.demo.folder import PREDICTIONS
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.files import write_json
 from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
 
 
@@ -22,14 +22,17 @@ def write_report(
     mean = mean_foreground(scores)
     print(format_table(scores, mean))
     draw_picture(raw, folder / PREDICTIONS, scores, mean, settings["trainer"], picture)
-    write_json(summary, {
-        "settings": settings,
-        "versions": {name: version(name) for name in ("nnunetv2", "torch", "SimpleITK", "numpy")},
-        "mean_foreground_dice": mean,
-        "dice": {structure: {"mean": mean_of(cases), "cases": cases} for structure, cases in scores.items()},
-        "seconds": seconds,
-        "commands": commands,
-    })
+    write_json(
+        summary,
+        {
+            "settings": settings,
+            "versions": {name: version(name) for name in ("nnunetv2", "torch", "SimpleITK", "numpy")},
+            "mean_foreground_dice": mean,
+            "dice": {structure: {"mean": mean_of(cases), "cases": cases} for structure, cases in scores.items()},
+            "seconds": seconds,
+            "commands": commands,
+        },
+    )
 
 
 def read_scores(evaluation: Path, dataset_json: Path) -> dict[str, dict[str, float | None]]:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_l2g.demo import progress
+from nnunet_l2g import progress
 from nnunet_l2g.demo.folder import LOGS, PICTURE, PREDICTIONS, PREPROCESSED, RAW, RESULTS, SUMMARY, DemoFolder
-from nnunet_l2g.demo.nnunet import child_environment, nnunet_command, shown_command
 from nnunet_l2g.demo.report import write_report
-from nnunet_l2g.demo.runner import run_child
+from nnunet_l2g.nnunet import child_environment, nnunet_command, shown_command
+from nnunet_l2g.processes import run_child
 
 DATASET_ID, DATASET_NAME = 980, "CardiacPhantom"
 DATASET = f"Dataset{DATASET_ID:03d}_{DATASET_NAME}"
@@ -63,26 +63,47 @@ class Demo:
             # without a checkpoint nnU-Net warns and starts anew, so --c is right wherever the first try broke off
             "train": ("nnUNetv2_train", [*train, "--c"] if resume else train),
             "predict": ("nnUNetv2_predict", [*predict, *files]),
-            "evaluate": ("nnUNetv2_evaluate_folder", [
-                str(self.raw / "labelsTs"), predictions, "-djfile", str(self.raw / "dataset.json"),
-                "-pfile", str(self.model / "plans.json"), "-np", "2",
-            ]),
+            "evaluate": (
+                "nnUNetv2_evaluate_folder",
+                [
+                    str(self.raw / "labelsTs"),
+                    predictions,
+                    "-djfile",
+                    str(self.raw / "dataset.json"),
+                    "-pfile",
+                    str(self.model / "plans.json"),
+                    "-np",
+                    "2",
+                ],
+            ),
         }
 
     def steps(self) -> list[Step]:
         """Each step needs the results of those before it."""
         predictions = self.path / PREDICTIONS
         return [
-            Step("phantom", f"write the phantom: {NUM_TRAINING} training and {NUM_TEST} test cases", self.raw,
-                 self.write_phantom),
-            Step("plan", "plan and preprocess", self.path / PREPROCESSED / DATASET / f"{PLANS}.json",
-                 lambda _: self.run_command("plan", progress.planning_progress)),
-            Step("train", f"train {self.trainer}, fold {FOLD}, on {self.device}",
-                 self.model / f"fold_{FOLD}" / "checkpoint_final.pth",
-                 self.train),
+            Step(
+                "phantom", f"write the phantom: {NUM_TRAINING} training and {NUM_TEST} test cases", self.raw, self.write_phantom
+            ),
+            Step(
+                "plan",
+                "plan and preprocess",
+                self.path / PREPROCESSED / DATASET / f"{PLANS}.json",
+                lambda _: self.run_command("plan", progress.planning_progress),
+            ),
+            Step(
+                "train",
+                f"train {self.trainer}, fold {FOLD}, on {self.device}",
+                self.model / f"fold_{FOLD}" / "checkpoint_final.pth",
+                self.train,
+            ),
             Step("predict", "predict the held-out test cases", predictions / "dataset.json", self.predict),
-            Step("evaluate", "evaluate the predictions", predictions / "summary.json",
-                 lambda _: self.run_command("evaluate", progress.no_progress)),
+            Step(
+                "evaluate",
+                "evaluate the predictions",
+                predictions / "summary.json",
+                lambda _: self.run_command("evaluate", progress.no_progress),
+            ),
             Step("report", "table, picture and summary", self.path / PICTURE, lambda _: self.report()),
         ]
 
@@ -91,8 +112,16 @@ class Demo:
 
         if self.raw.exists():  # complete, but the demo ended before it noted so
             shutil.rmtree(self.raw)
-        write_dataset(self.path / RAW, NUM_TRAINING, NUM_TEST, seed=self.seed, dataset_id=DATASET_ID,
-                      name=DATASET_NAME, size=SIZE, spacing=SPACING)
+        write_dataset(
+            self.path / RAW,
+            NUM_TRAINING,
+            NUM_TEST,
+            seed=self.seed,
+            dataset_id=DATASET_ID,
+            name=DATASET_NAME,
+            size=SIZE,
+            spacing=SPACING,
+        )
 
     def train(self, resume: bool) -> None:
         if not resume:  # checkpoints of data that is no longer there would be mistaken for this run's
@@ -107,11 +136,23 @@ class Demo:
         """Runs nnU-Net's command of the step `name` as a child process."""
         script, args = self.commands(resume)[name]
         run_child(
-            nnunet_command(script, args), what=f"step {name}", shown=shown_command(script, args), folder=self.path,
-            environment=child_environment(self.path), log=self.path / LOGS / f"{name}.log", progress=show,
+            nnunet_command(script, args),
+            what=f"step {name}",
+            shown=shown_command(script, args),
+            folder=self.path,
+            environment=child_environment(self.path),
+            log=self.path / LOGS / f"{name}.log",
+            progress=show,
         )
 
     def report(self) -> None:
         commands = [shown_command(*command) for command in self.commands().values()]
-        write_report(self.path, self.raw, self.folder.settings | {"device": self.device}, self.folder.finished,
-                     commands, self.path / PICTURE, self.path / SUMMARY)
+        write_report(
+            self.path,
+            self.raw,
+            self.folder.settings | {"device": self.device},
+            self.folder.finished,
+            commands,
+            self.path / PICTURE,
+            self.path / SUMMARY,
+        )

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-(AIR, FAT, MUSCLE, LUNG, LIVER, VESSEL, HEART_FAT, RIGHT_WALL, RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE, PAPILLARY,
- SCAR) = range(13)
+(AIR, FAT, MUSCLE, LUNG, LIVER, VESSEL, HEART_FAT, RIGHT_WALL, RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE, PAPILLARY, SCAR) = (
+    range(13)
+)
 REFERENCE_FOV = 120.0  # mm
 BLOOD_APEX, RIGHT_APEX = 0.88, 0.84  # t where the cavities end; the myocardium closes the left one below
 
@@ -131,13 +132,15 @@ def draw_lesions(rng: np.random.Generator, heart: Heart, x: np.ndarray, y: np.nd
     for _ in range(rng.integers(1, 4)):
         point = np.unravel_index(rng.choice(points), rho.shape)
         arc, extent = np.exp(rng.uniform(np.log(6), np.log(45))), rng.uniform(8, 40)
-        lesions.append(Lesion(
-            theta=float(theta[point]),
-            t=float(t[point]),
-            half_angle=float(arc / (2 * heart.radius + heart.wall)),
-            half_length=float(extent / (2 * heart.length)),
-            transmurality=max(float(rng.uniform(0.35, 1)), float(depth[point]) + 1e-6),
-        ))
+        lesions.append(
+            Lesion(
+                theta=float(theta[point]),
+                t=float(t[point]),
+                half_angle=float(arc / (2 * heart.radius + heart.wall)),
+                half_length=float(extent / (2 * heart.length)),
+                transmurality=max(float(rng.uniform(0.35, 1)), float(depth[point]) + 1e-6),
+            )
+        )
     return lesions
 
 

@@ -132,8 +132,10 @@ def check_grid(seed: int, contrasts: tuple[str, ...], size: tuple[int, ...], spa
         if contrast not in CONTRASTS:
             raise ValueError(f"contrast={contrast!r} is unknown; choose one of {', '.join(map(repr, CONTRASTS))}")
     if len(size) not in (2, 3) or any(int(n) != n or n < low for n, low in zip(size, MINIMUM_SIZE, strict=False)):
-        raise ValueError(f"size={tuple(size)}: expected whole numbers (x, y, z) of at least {MINIMUM_SIZE}, or (x, y) "
-                         f"of at least {MINIMUM_SIZE[:2]}; smaller grids cannot show every structure")
+        raise ValueError(
+            f"size={tuple(size)}: expected whole numbers (x, y, z) of at least {MINIMUM_SIZE}, or (x, y) "
+            f"of at least {MINIMUM_SIZE[:2]}; smaller grids cannot show every structure"
+        )
     if len(spacing) != len(size) or not all(np.isfinite(s) and s > 0 for s in spacing):
         raise ValueError(f"spacing={tuple(spacing)}: expected {len(size)} positive numbers (mm), one per axis of size")
 

@@ -78,8 +78,18 @@ def write_dataset(
         for kind in ("images", "labels"):
             (partial / (kind + split)).mkdir(parents=True)
         for index in range(count):
-            _write_case(partial, split, index, np.random.default_rng([seed, stream, index]), contrasts, scar, labels,
-                        size, spacing, mask=ignore_label and split == "Tr")
+            _write_case(
+                partial,
+                split,
+                index,
+                np.random.default_rng([seed, stream, index]),
+                contrasts,
+                scar,
+                labels,
+                size,
+                spacing,
+                mask=ignore_label and split == "Tr",
+            )
     description = dataset_json(num_training, contrasts, labels, regions, ignore_label, two_dimensional=len(size) == 2)
     (partial / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     partial.rename(target)
@@ -110,8 +120,10 @@ def dataset_json(
 
 def _check_arguments(num_training, num_test, dataset_id, name, labels, regions) -> None:
     if num_training < MINIMUM_TRAINING:
-        raise ValueError(f"num_training={num_training}: expected at least {MINIMUM_TRAINING}, because nnU-Net splits "
-                         "the training cases into 5 folds; ask for more")
+        raise ValueError(
+            f"num_training={num_training}: expected at least {MINIMUM_TRAINING}, because nnU-Net splits "
+            "the training cases into 5 folds; ask for more"
+        )
     if num_test < 0:
         raise ValueError(f"num_test={num_test}: expected 0 or more")
     if not 1 <= dataset_id <= 999:
@@ -125,8 +137,9 @@ def _check_arguments(num_training, num_test, dataset_id, name, labels, regions) 
 def _write_case(folder, split, index, rng, contrasts, scar, labels, size, spacing, mask) -> None:
     import SimpleITK
 
-    varied = tuple(max(int(n) - int(rng.integers(0, j + 1)), low)
-                   for n, j, low in zip(size, _SIZE_JITTER, (32, 32, 6), strict=False))
+    varied = tuple(
+        max(int(n) - int(rng.integers(0, j + 1)), low) for n, j, low in zip(size, _SIZE_JITTER, (32, 32, 6), strict=False)
+    )
     images, label = make_channels(int(rng.integers(2**63)), contrasts, scar, labels, varied, spacing)
     if mask:
         label = _mask_columns(label, rng, max(LABELS[labels].values()) + 1)

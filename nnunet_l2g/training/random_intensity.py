@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from nnunet_l2g.layers.precision import full_precision
+from nnunet_l2g.training.precision import full_precision
 
 
 class RandomIntensity:

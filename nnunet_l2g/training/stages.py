@@ -13,8 +13,8 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.layers.distributed import mean_over_ranks, world_size
 from nnunet_l2g.training.checkpoints import check_finite, serialised, write_atomically
+from nnunet_l2g.training.distributed import mean_over_ranks, world_size
 from nnunet_l2g.training.figure import draw_diagnostics
 from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.random_state import get_random_state, set_random_state

@@ -1,7 +1,0 @@
-"""Unpaired image translation between two domains: the first stage of GLUA."""
-
-from nnunet_l2g.translation.alignment import shift_of, structure_loss
-from nnunet_l2g.translation.stage import TranslationStage
-from nnunet_l2g.translation.translator import Translator
-
-__all__ = ["TranslationStage", "Translator", "shift_of", "structure_loss"]

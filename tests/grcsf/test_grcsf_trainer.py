@@ -1,0 +1,270 @@
+"""The GRCSF trainer in this process, on planned phantoms: stage, loss, picture, refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distributed import run_two_processes
+from planned import PLAIN, RICH
+from test_trainers import make, make_batch
+
+from nnunet_l2g import trainers
+from nnunet_l2g.architectures.grcsf.autoencoder_stage import AutoencoderStage
+from nnunet_l2g.architectures.grcsf.masked_autoencoder import MaskedAutoencoder
+from nnunet_l2g.errors import UserError
+from nnunet_l2g.inspect.patch import has_foreground, labelled_patch
+from nnunet_l2g.trainers import nnUNetTrainerGRCSF
+from nnunet_l2g.training.focal import BinaryFocalLoss, FocalLoss
+
+torch.set_num_threads(1)
+SMALL = {"autoencoder": {"width": 16, "depth": 1, "decoder_width": 16, "decoder_depth": 1}, "dim": 16}
+
+
+class Small(nnUNetTrainerGRCSF):
+    """A network that starts at once."""
+
+    network_settings = SMALL
+    epochs, iterations = 4, 2
+    leave_out_labelled = False  # random targets label a voxel of every token
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "expected"),
+    [("nnUNetTrainerGRCSF", 20, 10), ("nnUNetTrainerGRCSF", 1, 1), ("nnUNetTrainerGRCSFOtherResidual", 3, 2)],
+)
+def test_pretraining_is_scaled_in_proportion(nnunet_folders, name, epochs, expected):
+    trainer = make(nnunet_folders, getattr(trainers, f"{name}_{epochs}epochs_7iterations"), configuration="2d")
+    trainer.initialize()
+    (stage,) = trainer.stages()
+    assert (stage.epochs, stage.iterations, stage.validation_iterations) == (expected, 7, 1)
+
+
+@pytest.mark.parametrize("name", ["NoRCU", "DoGResidual"])
+def test_twins_without_an_autoencoder_have_no_stage(nnunet_folders, name):
+    trainer = make(nnunet_folders, getattr(trainers, f"nnUNetTrainerGRCSF{name}"), configuration="2d")
+    trainer.initialize()
+    assert trainer.stages() == [] and trainer.network.autoencoder is None
+
+
+def test_the_stage_trains_the_autoencoder_alone_and_the_segmenter_leaves_it(nnunet_folders):
+    trainer = make(nnunet_folders, Small, configuration="2d")
+    trainer.initialize()
+    trainer.network.plain_weights_only = False
+    before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    trainer.on_train_start()
+    after = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and all(key.startswith("autoencoder.") for key in changed)
+    assert all(not p.requires_grad and p.grad is None for p in trainer.network.autoencoder.parameters())
+    trainer.on_train_epoch_start()
+    trainer.train_step(make_batch(trainer, 2))
+    stepped = trainer.network.state_dict()
+    changed = {key for key in before if not torch.equal(stepped[key], after[key])}
+    assert changed and not any(key.startswith("autoencoder.") for key in changed)
+    for name in ("stage_autoencoder.pth", "progress_autoencoder.png", "compensation.png"):
+        assert Path(trainer.output_folder, name).stat().st_size > 1000
+
+
+def test_labelled_tokens_are_left_out_of_the_autoencoders_loss_and_ignored_ones_are_not(nnunet_folders):
+    for dataset in (PLAIN, RICH):
+        trainer = make(nnunet_folders, Small, dataset, configuration="2d", leave_out_labelled=True)
+        trainer.initialize()
+        (stage,) = trainer.stages()
+        stage.begin()
+        batch = make_batch(trainer, 2)
+        assert stage.validation_step(batch) == {}
+        batch["target"][0].zero_()
+        assert stage.validation_step(batch)["error"] > 0
+        batch["target"][0][:, -1] = 1  # regions: the ignore label's own channel
+        assert bool(stage.validation_step(batch)) == (dataset == RICH)
+
+
+def test_labels_everywhere_are_refused_with_a_remedy(nnunet_folders):
+    trainer = make(nnunet_folders, Small, configuration="2d", leave_out_labelled=True)
+    with pytest.raises(UserError, match=r"anything to learn from: every token has a labelled voxel.*= False"):
+        trainer.on_train_start()
+
+
+def test_an_infinite_gradient_stops_the_stage_before_the_weights_are_spoilt(nnunet_folders):
+    trainer = make(nnunet_folders, Small, configuration="2d")
+    trainer.initialize()
+    trainer.network.autoencoder.mask_token.requires_grad_(True).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="stage autoencoder"):
+        trainer.on_train_start()
+    assert all(torch.isfinite(p).all() for p in trainer.network.autoencoder.parameters())
+
+
+def test_controls_without_an_autoencoder_take_any_patch_and_a_single_case(nnunet_folders):
+    folder = nnunet_folders.path("preprocessed", PLAIN)
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans["configurations"]["2d"]["patch_size"] = [37, 41]
+    (folder / "oddPlans.json").write_text(json.dumps(plans))
+    control = make(nnunet_folders, trainers.nnUNetTrainerDiceFocal, plans="oddPlans", configuration="2d")
+    control.initialize()
+    case = training_cases(nnunet_folders)[0]
+    control.do_split = lambda: ([case], [case])
+    control.get_tr_and_val_datasets()
+
+
+def test_a_kill_while_the_loaders_start_leaves_no_old_checkpoint_in_the_way(nnunet_folders):
+    trainer = make(nnunet_folders, Small, configuration="2d")
+    trainer.initialize()
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    fresh = make(nnunet_folders, Small, configuration="2d")
+
+    def killed():
+        raise KeyboardInterrupt
+
+    fresh.get_dataloaders = killed
+    with pytest.raises(KeyboardInterrupt):
+        fresh.on_train_start()
+    assert not Path(fresh.output_folder, "checkpoint_final.pth").exists()
+
+
+def _stage_steps(rank, x):
+    """Two steps of the stage in each process, on images of its own."""
+    torch.manual_seed(rank)  # masks differ between processes
+    autoencoder = MaskedAutoencoder(1, (16, 16), (4, 4), width=16, depth=1, decoder_width=12, decoder_depth=1)
+    autoencoder.load_state_dict(torch.load(x["weights"], weights_only=True))
+    stage = AutoencoderStage(autoencoder, torch.device("cpu"), 1, 2, 1, {})
+    stage.begin()
+    for step in range(2):
+        stage.train_step({"data": x["data"].chunk(2)[rank] + step})
+    return autoencoder.state_dict()
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_stage_keep_the_same_weights(tmp_path):
+    start = MaskedAutoencoder(1, (16, 16), (4, 4), width=16, depth=1, decoder_width=12, decoder_depth=1).state_dict()
+    torch.save(start, tmp_path / "start.pth")
+    first, second = run_two_processes(_stage_steps, {"data": torch.randn(4, 1, 16, 16), "weights": str(tmp_path / "start.pth")})
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert any(not torch.equal(value, start[key]) for key, value in first.items())
+
+
+def test_a_checkpoint_of_the_segmenter_is_from_after_the_stage(nnunet_folders, capsys):
+    trainer = make(nnunet_folders, Small, configuration="2d")
+    trainer.on_train_start()
+    trainer.current_epoch = 1
+    file = trainer.output_folder + "/checkpoint_latest.pth"
+    trainer.save_checkpoint(file)
+    capsys.readouterr()
+    resumed = make(nnunet_folders, Small, configuration="2d", continues=True)
+    resumed.load_checkpoint(file)
+    resumed.on_train_start()
+    assert "stage autoencoder" not in capsys.readouterr().out
+    for (key, one), two in zip(
+        trainer.network.autoencoder.state_dict().items(), resumed.network.autoencoder.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), key
+
+
+def test_a_new_run_moves_the_old_stage_aside(nnunet_folders, tmp_path):
+    make(nnunet_folders, Small, configuration="2d").on_train_start()
+    trainer = make(nnunet_folders, Small, configuration="2d")
+    trainer.on_train_start()
+    assert len(list((tmp_path / "nnUNet_results").rglob("previous_*/stage_autoencoder.pth"))) == 1
+
+
+def test_a_stage_of_another_fold_is_refused(nnunet_folders):
+    trainer = make(nnunet_folders, Small, configuration="2d")
+    trainer.on_train_start()
+    stage = torch.load(f"{trainer.output_folder}/stage_autoencoder.pth", weights_only=True)
+    stage["settings"]["fold"] = 3
+    torch.save(stage, f"{trainer.output_folder}/stage_autoencoder.pth")
+    with pytest.raises(UserError, match=r"another training \(fold: there 3, here 0\)"):
+        make(nnunet_folders, Small, configuration="2d", continues=True).on_train_start()
+
+
+@pytest.mark.parametrize(("dataset", "kind"), [(PLAIN, FocalLoss), (RICH, BinaryFocalLoss)])
+@pytest.mark.parametrize("name", ["GRCSF", "GRCSFFocal", "DiceFocal"])
+def test_losses(nnunet_folders, dataset, kind, name):
+    trainer = make(nnunet_folders, getattr(trainers, f"nnUNetTrainer{name}"), dataset, configuration="2d")
+    trainer.initialize()
+    compound = trainer.loss.loss.loss  # auxiliary, deep supervision, nnU-Net's compound
+    assert isinstance(compound.ce, kind) and compound.weight_dice == (0 if name == "GRCSFFocal" else 1)
+    trainer.network.train()
+    assert np.isfinite(trainer.train_step(make_batch(trainer, 2))["loss"])
+
+
+def test_the_control_is_plain_nnunet_with_this_loss(nnunet_folders):
+    control = make(nnunet_folders, trainers.nnUNetTrainerDiceFocal, configuration="2d")
+    control.initialize()
+    assert control.raw_network.own_keys() == ["settings"]
+
+
+# ---- the picture ----
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("dataset", [PLAIN, RICH])
+def test_the_picture_shows_a_labelled_patch(nnunet_folders, dataset, configuration):
+    trainer = make(nnunet_folders, Small, dataset, configuration=configuration)
+    trainer.initialize()
+    patch = labelled_patch(trainer.get_tr_and_val_datasets()[1], trainer.configuration_manager.patch_size)
+    assert patch.image.shape[1:] == patch.reference.shape == tuple(trainer.configuration_manager.patch_size)
+    assert (patch.reference > 0).any() and np.isfinite(patch.image).all()
+    trainer.draw_picture("before training")
+    first = Path(trainer.output_folder, "compensation.png").read_bytes()
+    trainer.draw_picture("before training")
+    assert first == Path(trainer.output_folder, "compensation.png").read_bytes() and len(first) > 10_000
+
+
+# ---- refusals ----
+
+
+def make_with_cases(planned, cases):
+    """A trainer whose fold has these training cases."""
+    trainer = make(planned, Small, configuration="2d")
+    trainer.initialize()
+    trainer.do_split = lambda: (cases, cases)
+    return trainer
+
+
+def test_one_training_case_is_refused(nnunet_folders):
+    case = training_cases(nnunet_folders)[0]
+    with pytest.raises(UserError, match="fold 0 has 1 training case, expected at least 2"):
+        make_with_cases(nnunet_folders, [case]).get_tr_and_val_datasets()
+
+
+def training_cases(planned):
+    return make(planned, Small, configuration="2d").do_split()[0]
+
+
+def test_a_fold_without_labels_is_refused(nnunet_folders, monkeypatch):
+    trainer = make_with_cases(nnunet_folders, training_cases(nnunet_folders))
+    load = trainer.dataset_class.load_case
+
+    def without_labels(self, case):
+        data, seg, previous, properties = load(self, case)
+        empty = {key: [] for key in properties["class_locations"]}
+        return data, seg, previous, {**properties, "class_locations": empty}
+
+    trainer.get_tr_and_val_datasets()
+    monkeypatch.setattr(trainer.dataset_class, "load_case", without_labels)
+    with pytest.raises(UserError, match=r"fold 0 has no labelled voxel in its \d training cases"):
+        trainer.get_tr_and_val_datasets()
+
+
+@pytest.mark.parametrize(
+    ("locations", "expected"),
+    [
+        ({1: [], 2: []}, False),
+        ({1: [], 2: [[0, 1, 1, 1]]}, True),
+        ({(1, 2): [[0, 1, 1, 1]]}, True),
+        ({(-1, 0, 1): [[0, 1, 1, 1]], 1: []}, False),  # nnU-Net's entry of annotated voxels, with an ignore label
+    ],
+)
+def test_foreground_is_what_is_labelled(locations, expected):
+    assert has_foreground({"class_locations": locations}) == expected
+
+
+def test_a_patch_no_token_divides_is_refused_before_training(nnunet_folders):
+    folder = nnunet_folders.path("preprocessed", PLAIN)
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans["configurations"]["2d"]["patch_size"] = [37, 41]
+    (folder / "oddPlans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match="no token size divides the patch on axis 0: 37 voxels"):
+        make(nnunet_folders, Small, plans="oddPlans", configuration="2d").initialize()

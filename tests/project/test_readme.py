@@ -1,0 +1,50 @@
+"""The README's commands exist, and the code keeps its style."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from nnunet_l2g import trainers
+from nnunet_l2g.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_ci_runs_the_readmes_test_line():
+    pattern = re.search(r"grep -m 1 -E '(.*)' README.md", (ROOT / ".ci" / "run").read_text()).group(1)
+    lines = [line for line in README.splitlines() if re.search(pattern, line)]
+    assert len(lines) == 1
+
+
+def test_every_command_and_trainer_is_described_and_every_one_described_exists():
+    used = set(re.findall(r"nnunet_l2g (\w+)", " ".join(re.findall(r"`([^`]*)`|^(nnunet_l2g .*)$", README, re.M)[0])))
+    assert used <= set(COMMANDS) | {"COMMAND"}
+    for name in (*COMMANDS, *trainers.__all__):
+        assert re.search(rf"\b{name}\b", README), f"README does not mention {name}"
+    for name in set(re.findall(r"nnUNetTrainerL2GNet\w*", README)):
+        assert hasattr(trainers, name), f"README mentions {name}, which does not exist"
+
+
+def test_links_pictures_and_named_files_exist():
+    for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+        for name in re.findall(r"`((?:tests|benchmarks|docs)/[\w/.]+)`", text):
+            assert (ROOT / name).exists(), f"{document.name} names {name}"
+
+
+def test_help_is_quick_and_names_every_command(capsys):
+    code = "import sys; from nnunet_l2g.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS), done.stderr
+    assert main(["env"]) == 0
+    assert "nnUNet_extTrainer" in capsys.readouterr().out
+
+
+def test_ruff():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", ROOT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
