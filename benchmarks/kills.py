@@ -122,8 +122,8 @@ def read_checkpoints(fold: Path) -> tuple[int, int]:
     """The newest progress on disk; Breach if a checkpoint cannot be read or is not finite."""
     import torch
 
+    from nnunet_l2g.files import load_safely
     from nnunet_l2g.training.checkpoints import check_finite
-    from nnunet_l2g.untrusted.checkpoints import load_safely
 
     epochs = {}
     for file in [*fold.glob("checkpoint_*.pth"), *fold.glob("stage_*.pth")]:

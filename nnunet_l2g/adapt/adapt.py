@@ -22,8 +22,8 @@ from nnunet_l2g.adapt.geometry import check_geometry
 from nnunet_l2g.adapt.preprocessing import preprocess_target
 from nnunet_l2g.adapt.source_data import check_normalisation, data_digest, restore
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.files import DAMAGE, read_json, read_object
 from nnunet_l2g.training.checkpoints import write_atomically
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_json, read_object
 
 _PROBED = 5  # images that are read before all are, so that a dataset that does not fit is refused at once
 

@@ -16,9 +16,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import check_version, read_dataset_json
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
-from nnunet_l2g.untrusted.names import check_plain_name
-from nnunet_l2g.untrusted.plans import check_plans
+from nnunet_l2g.files import DAMAGE, check_plain_name, read_object
+from nnunet_l2g.nnunet_files import check_plans
 
 TARGET_KEY = "nnunet_l2g_target"  # in adapted plans, and only there
 

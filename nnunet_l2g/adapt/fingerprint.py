@@ -24,7 +24,7 @@ from nnunet_l2g.adapt.geometry import Geometry, direction_of
 from nnunet_l2g.adapt.workers import run_parallel
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.geometry import geometry_difference
-from nnunet_l2g.untrusted.images import check_whole, unreadable
+from nnunet_l2g.images import check_whole, unreadable
 
 FORMAT = 2
 _STATISTICS = ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5")  # of a channel

@@ -9,8 +9,8 @@ import numpy as np
 
 from nnunet_l2g.adapt.datasets import Source
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.untrusted.json_files import DAMAGE
-from nnunet_l2g.untrusted.preprocessed import read_properties
+from nnunet_l2g.files import DAMAGE
+from nnunet_l2g.nnunet_files import read_properties
 
 # Ratios of median spacings. Another unit (mm, cm, micrometres) shows on every axis; protocols differ on one: slices of CT and
 # of short-axis MR by 20.

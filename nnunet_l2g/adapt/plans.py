@@ -18,8 +18,7 @@ from nnunet_l2g.adapt.digests import digest_json
 from nnunet_l2g.adapt.preprocessing import manifest_path, read_manifest, settings_of
 from nnunet_l2g.adapt.source_data import data_digest
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
-from nnunet_l2g.untrusted.names import check_plain_name, is_plain_name
+from nnunet_l2g.files import DAMAGE, check_plain_name, is_plain_name, read_object
 
 FORMAT = 1
 

@@ -18,9 +18,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_l2g.adapt.digests import digest_json, digest_samples
 from nnunet_l2g.adapt.workers import run_parallel
+from nnunet_l2g.files import is_plain_name, read_object
 from nnunet_l2g.training.checkpoints import write_atomically
-from nnunet_l2g.untrusted.json_files import read_object
-from nnunet_l2g.untrusted.names import is_plain_name
 
 FORMAT = 1
 _SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # of a case in nnUNetDatasetBlosc2

@@ -15,7 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunet_l2g.adapt.datasets import Source, list_images
 from nnunet_l2g.adapt.digests import digest_folder
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.untrusted.preprocessed import read_voxels
+from nnunet_l2g.nnunet_files import read_voxels
 
 _TOLERANCE = 0.02  # of the standard deviation, on average: another library version resamples a little differently
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_l2g.compare.curves import Curves
-from nnunet_l2g.untrusted.checkpoints import load_safely
+from nnunet_l2g.files import load_safely
 
 
 @dataclass(frozen=True)

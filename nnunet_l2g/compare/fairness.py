@@ -13,7 +13,7 @@ from nnunet_l2g.compare.summaries import disagreements
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.folders import some
 from nnunet_l2g.evaluation.labels import read_dataset_json
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_json
+from nnunet_l2g.files import DAMAGE, read_json
 
 FEW_CASES = 6
 DATASET_KEYS = {

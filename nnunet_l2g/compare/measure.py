@@ -9,10 +9,9 @@ from nnunet_l2g.compare.models import Model, nnunet_folder
 from nnunet_l2g.compare.results import Run, read_plans
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import read_dataset_json
+from nnunet_l2g.files import check_plain_name
 from nnunet_l2g.lookup import find_trainer, quiet
-from nnunet_l2g.untrusted.names import check_plain_name
-from nnunet_l2g.untrusted.network_classes import check_network_classes
-from nnunet_l2g.untrusted.preprocessed import read_voxels
+from nnunet_l2g.nnunet_files import check_network_classes, read_voxels
 
 
 def measure(models: list[Model], runs: list[Run], dataset: str, device: str) -> list[dict[str, float]]:

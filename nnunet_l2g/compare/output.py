@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunet_l2g.files import write_text
-from nnunet_l2g.output_folder import marker_of, open_folder
+from nnunet_l2g.files import marker_of, open_folder, write_text
 
 
 def open_output(path: Path) -> Path:

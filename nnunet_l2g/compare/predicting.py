@@ -12,9 +12,8 @@ from nnunet_l2g.compare.models import Model, nnunet_folder
 from nnunet_l2g.compare.results import Inputs, read_plans
 from nnunet_l2g.compare.training import LOGS, run_nnunet
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.files import write_json
+from nnunet_l2g.files import DAMAGE, read_json, write_json
 from nnunet_l2g.progress import prediction_progress
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_json
 
 
 def raw_images(models: list[Model], inputs: Inputs, dataset: str, option: str) -> dict[str, list[Path]]:

@@ -13,7 +13,7 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cases import Pair
 from nnunet_l2g.evaluation.folders import references_for, segmentations, some
 from nnunet_l2g.evaluation.labels import Labels, read_dataset_json, read_labels
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
+from nnunet_l2g.files import DAMAGE, read_object
 
 
 @dataclass

@@ -15,7 +15,7 @@ from nnunet_l2g.compare.results import Inputs
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
 from nnunet_l2g.evaluation.shifts import STRENGTHS, perturb
-from nnunet_l2g.untrusted.images import check_whole
+from nnunet_l2g.images import check_whole
 
 FOLDER = "shift"
 VERSION = 1  # of the perturbations

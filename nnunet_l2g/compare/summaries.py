@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
+from nnunet_l2g.files import DAMAGE, read_object
 
 
 def read_summary(path: Path) -> dict[str, dict[tuple[int, ...], float]]:

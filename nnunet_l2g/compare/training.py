@@ -12,12 +12,10 @@ from pathlib import Path
 from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.compare.models import FINISHED, NOT_VALIDATED, UNFINISHED, Model, nnunet_folder
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.files import write_text
+from nnunet_l2g.files import DAMAGE, check_plain_name, read_object, write_text
 from nnunet_l2g.nnunet import nnunet_command, shown_command
 from nnunet_l2g.processes import Child, run_child
 from nnunet_l2g.progress import TrainingProgress
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
-from nnunet_l2g.untrusted.names import check_plain_name
 
 LOGS = "logs"
 SCRIPT = "nnUNetv2_train"

@@ -13,7 +13,7 @@ from nnunet_l2g.compare.results import Inputs
 from nnunet_l2g.compare.tables import MEAN
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
-from nnunet_l2g.untrusted.checkpoints import load_safely
+from nnunet_l2g.files import load_safely
 
 FOLDER = "without_method"
 OFF = "from nnunet_l2g.architectures import PlanNetwork; PlanNetwork.method_off = True; "  # before nnU-Net builds the network

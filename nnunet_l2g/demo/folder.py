@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.files import write_json, write_text
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
+from nnunet_l2g.files import DAMAGE, read_object, write_json, write_text
 
 MARKER = ".nnunet_l2g_demo"
 STATE = "state.json"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from nnunet_l2g.demo.folder import PREDICTIONS
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.files import write_json
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
+from nnunet_l2g.files import DAMAGE, read_object, write_json
 
 
 def write_report(

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_json
-from nnunet_l2g.untrusted.names import is_plain_name
+from nnunet_l2g.files import DAMAGE, is_plain_name, read_json
 
 LARGEST = (1 << 16) - 1  # label that nnU-Net writes
 

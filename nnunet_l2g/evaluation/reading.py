@@ -10,8 +10,8 @@ import numpy as np
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.geometry import geometry_difference, has_spacing, header, shown
 from nnunet_l2g.evaluation.labels import Labels
+from nnunet_l2g.images import check_whole, unreadable
 from nnunet_l2g.lookup import quiet
-from nnunet_l2g.untrusted.images import check_whole, unreadable
 
 
 class UnequalGrids(UserError):

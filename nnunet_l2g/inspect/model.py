@@ -12,11 +12,9 @@ import numpy as np
 
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import Labels, read_dataset_json, read_labels
+from nnunet_l2g.files import DAMAGE, load_safely, read_object
 from nnunet_l2g.lookup import explain, find_trainer, quiet
-from nnunet_l2g.untrusted.checkpoints import load_safely
-from nnunet_l2g.untrusted.json_files import DAMAGE, read_object
-from nnunet_l2g.untrusted.network_classes import check_network_classes
-from nnunet_l2g.untrusted.plans import check_plans
+from nnunet_l2g.nnunet_files import check_network_classes, check_plans
 
 NEEDED = ("network_weights", "trainer_name", "init_args")
 

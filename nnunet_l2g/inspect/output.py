@@ -6,10 +6,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from nnunet_l2g.files import write_json, write_text
-from nnunet_l2g.output_folder import marker_of, open_folder
-from nnunet_l2g.untrusted.json_files import read_json
-from nnunet_l2g.untrusted.names import is_plain_name
+from nnunet_l2g.files import is_plain_name, marker_of, open_folder, read_json, write_json, write_text
 
 SUMMARY = "summary.json"
 

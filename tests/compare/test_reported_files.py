@@ -15,7 +15,7 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs, with_unit
 from nnunet_l2g.evaluation.folders import segmentations
 from nnunet_l2g.evaluation.labels import read_labels
-from nnunet_l2g.untrusted.images import check_whole
+from nnunet_l2g.images import check_whole
 
 REFERENCE = np.zeros((5, 9, 9), np.uint8)  # (z, y, x)
 REFERENCE[1:3, 2:6, 2:6] = 1

@@ -20,6 +20,7 @@ from planned import PLAIN, TARGET
 from test_compare import compare, finished, folders, model  # noqa: F401 (fixtures)
 from tiny_model import make_plans, write_case, write_model
 
+from nnunet_l2g import files as json_files
 from nnunet_l2g.adapt import datasets
 from nnunet_l2g.adapt.geometry import source_directions
 from nnunet_l2g.adapt.preprocessing import read_manifest
@@ -29,9 +30,8 @@ from nnunet_l2g.compare.models import Model
 from nnunet_l2g.compare.results import Run
 from nnunet_l2g.compare.training import case_names
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.untrusted import json_files
-from nnunet_l2g.untrusted.images import check_whole
-from nnunet_l2g.untrusted.preprocessed import read_properties, read_voxels
+from nnunet_l2g.images import check_whole
+from nnunet_l2g.nnunet_files import read_properties, read_voxels
 
 BRACKETS = b"[" * 100_000
 SOURCE = "Dataset990_Tiny"

@@ -19,9 +19,9 @@ from nnunet_l2g.demo.folder import open_folder
 from nnunet_l2g.demo.report import read_scores
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import read_labels
+from nnunet_l2g.files import is_plain_name
 from nnunet_l2g.progress import TrainingProgress
 from nnunet_l2g.training.stages import load_stage
-from nnunet_l2g.untrusted.names import is_plain_name
 
 CORPUS = Path(__file__).parent / "fuzz" / "corpus"
 FOUND = sorted(path for path in CORPUS.glob("*/*") if path.is_file())

@@ -98,8 +98,8 @@ def splits(data: bytes) -> None:
 
 def marker(data: bytes) -> None:
     """`inspect`: names of files that it may delete in its folder, and nowhere else."""
+    from nnunet_l2g.files import marker_of
     from nnunet_l2g.inspect.output import Output
-    from nnunet_l2g.output_folder import marker_of
 
     folder = place("inspected", "out", "sub", "file").parent.parent
     keep = write(folder / "sub" / "file", b"")
@@ -426,7 +426,7 @@ def properties(data: bytes) -> None:
 
 def voxels(data: bytes) -> None:
     """A preprocessed image in numpy's format."""
-    from nnunet_l2g.untrusted.preprocessed import read_voxels
+    from nnunet_l2g.nnunet_files import read_voxels
 
     buffer = io.BytesIO()
     np.savez(buffer, data=np.zeros((1, 2, 2, 2), np.float32))
