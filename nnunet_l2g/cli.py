@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "which interpreter, which nnU-Net, which trainers are found, and why not",
     "env": "print the line that sets nnUNet_extTrainer, for those who prefer to set it themselves",
     "inspect": "what a trained model does with one image: errors, codes and transport, residual maps, translations",
+    "release": "a trained model as a zip that others can use without this package, or as ONNX",
     "register": "place the start-up files in site-packages (editable installs)",
     "unregister": "remove the start-up files that `register` placed",
 }

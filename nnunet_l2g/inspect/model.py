@@ -126,7 +126,7 @@ def load_model(folder: Path, fold: str, name: str, plans_of: Callable[[dict, str
     except Exception as error:  # nnU-Net's managers believe both files
         cause = f"{type(error).__name__}: {error}"
         raise UserError(f"{folder}: dataset.json and plans.json do not fit together ({cause}); copy both again") from error
-    network = _build(trainer, plans, configuration, channels, manager.num_segmentation_heads, file)
+    network = build_network(trainer, plans, configuration, channels, manager.num_segmentation_heads, file)
     _load_weights(network, checkpoint.pop("network_weights"), file)
     return Model(
         folder, fold, file, checkpoint["trainer_name"], trainer, plans, configuration, configuration_name, dataset, manager,
@@ -196,7 +196,7 @@ def _read_plans(path: Path, configuration_name: str, file: Path, plans_of):
     return plans, configuration
 
 
-def _build(trainer: type, plans, configuration, channels: int, heads: int, file: Path):
+def build_network(trainer: type, plans, configuration, channels: int, heads: int, file: Path):
     """The network as nnU-Net builds it to predict; trainers of before nnU-Net 2.8 take other arguments."""
     build = trainer.build_network_architecture
     try:
