@@ -10,7 +10,7 @@ import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_l2g.adapt import plans as adapted
-from nnunet_l2g.adapt.datasets import TARGET_KEY, Source, Target, check_preprocessed, find_source, find_target
+from nnunet_l2g.adapt.datasets import Source, Target, check_preprocessed, find_source, find_target
 from nnunet_l2g.adapt.fingerprint import (
     case_jobs,
     extract_fingerprint,
@@ -20,9 +20,10 @@ from nnunet_l2g.adapt.fingerprint import (
 )
 from nnunet_l2g.adapt.geometry import check_geometry
 from nnunet_l2g.adapt.preprocessing import preprocess_target
-from nnunet_l2g.adapt.source_data import check_normalisation, data_digest, restore
+from nnunet_l2g.adapt.source_data import check_normalisation, restore
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.files import DAMAGE, read_json, read_object
+from nnunet_l2g.training.adapted_plans import TARGET_KEY, check_adapted_plans, source_data_digest
 from nnunet_l2g.training.checkpoints import write_atomically
 
 _PROBED = 5  # images that are read before all are, so that a dataset that does not fit is refused at once
@@ -86,7 +87,7 @@ def adapt(source_id: str, target_id: str, configurations: list[str] | None, plan
     made = _preprocess(plans, entries, target, fingerprint, base, processes)
     plans[TARGET_KEY] = adapted.target_entry(source, target.name, entries)
     for configuration in source.configurations:
-        adapted.check_adapted_plans(plans, configuration)
+        check_adapted_plans(plans, configuration)
     written = _write_if_changed(plans_file, plans)
     return Adapted(source, target, plans_file, new_fingerprint or written or made > 0)
 
@@ -122,7 +123,7 @@ def _probe(source: Source, target: Target):
 
 def _checked_source_data(source: Source, configuration: str, earlier: dict | None) -> str:
     """Digest of the source's preprocessed data, which are those of the last run, or agree with the source's plans."""
-    digest = data_digest(source.data(configuration))
+    digest = source_data_digest(source.data(configuration))
     if earlier is not None and earlier["source_data"] == digest:
         return digest
     if check_normalisation(source, configuration):

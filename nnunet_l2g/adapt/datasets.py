@@ -18,8 +18,7 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import check_version, read_dataset_json
 from nnunet_l2g.files import DAMAGE, check_plain_name, read_object
 from nnunet_l2g.nnunet_files import check_plans
-
-TARGET_KEY = "nnunet_l2g_target"  # in adapted plans, and only there
+from nnunet_l2g.training.adapted_plans import TARGET_KEY
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_l2g.adapt.digests import digest_json, digest_samples
 from nnunet_l2g.adapt.workers import run_parallel
 from nnunet_l2g.files import is_plain_name, read_object
+from nnunet_l2g.training.adapted_plans import complete_marker
 from nnunet_l2g.training.checkpoints import write_atomically
 
 FORMAT = 1
@@ -140,6 +141,7 @@ def preprocess_target(
         "nnunetv2": version("nnunetv2"),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    complete_marker(folder).unlink(missing_ok=True)
     _write_json(manifest_path(folder), head | {"complete": False, "cases": kept})
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -149,6 +151,7 @@ def preprocess_target(
     made = dict(run_parallel(_preprocess_case, jobs, processes, f"Preprocessing {configuration}"))
     _write_json(manifest_path(folder), head | {"complete": True, "cases": dict(sorted((kept | made).items()))})
     shutil.rmtree(partial)
+    _write_json(complete_marker(folder), {"settings": wanted, "cases": sorted(cases)})
     return len(missing)
 
 

@@ -13,16 +13,10 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_l2g.adapt.datasets import Source, list_images
-from nnunet_l2g.adapt.digests import digest_folder
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.nnunet_files import read_voxels
 
 _TOLERANCE = 0.02  # of the standard deviation, on average: another library version resamples a little differently
-
-
-def data_digest(folder: Path) -> str:
-    """Identifies the preprocessed voxels and segmentations in a folder. Cheap: reads at most 256 KiB of each file."""
-    return digest_folder(folder, (".b2nd", ".npz"))
 
 
 def check_normalisation(source: Source, configuration: str) -> bool:

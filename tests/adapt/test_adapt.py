@@ -26,13 +26,13 @@ from planned import FEW_SAMPLES, FORKED, PLAIN, RICH, SIZE, SPACING, Planned
 from test_trainers import CPU
 from test_trainers import make as make_trainer
 
-from nnunet_l2g.adapt import TARGET_KEY, check_adapted_plans
 from nnunet_l2g.adapt.digests import digest_samples
 from nnunet_l2g.adapt.fingerprint import CaseJob, body_mask, read_case
 from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.cli import main
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.phantom import write_dataset
+from nnunet_l2g.training.adapted_plans import TARGET_KEY, check_adapted_plans
 
 TARGET = "Dataset983_Late"
 PLANS = "nnUNetPlans_to983"
