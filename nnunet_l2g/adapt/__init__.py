@@ -1,1 +1,1 @@
-"""Unsupervised adaptation to a target without labels: target checks, fingerprint, preprocessing, adapted plans."""
+"""`nnunet_l2g adapt`: prepares an unlabelled target dataset for a labelled source dataset."""

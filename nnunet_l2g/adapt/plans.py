@@ -1,79 +1,118 @@
-"""Adapted plans: the source's, which name the target and normalise as the target wants; and their check before training.
+"""From two datasets to adapted plans: the source's plans, which name the target and normalise as the target needs.
 
-nnU-Net keeps results by trainer, plans and configuration, so every target has plans of its own, `<source plans>_to<ID>`. Its
-commands carry unknown keys along; what is ours stands under one key, `TARGET_KEY`.
+nnU-Net keeps results by trainer, plans and configuration. Therefore each target has plans of its own, <source plans>_to<ID>,
+and several targets of one source can be used side by side.
 """
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.paths import nnUNet_preprocessed
 
-from nnunet_l2g.adapt.datasets import Source, Target, is_cascade
-from nnunet_l2g.adapt.digests import digest_json
-from nnunet_l2g.adapt.preprocessing import settings_of
-from nnunet_l2g.training.adapted_plans import FORMAT
-
-
-def adapted_name(source: Source, target: Target) -> str:
-    """nnUNetPlans_to302."""
-    return f"{source.plans_name}_to{target.id}"
+from nnunet_l2g.adapt.datasets import Source, Target, find_source, find_target
+from nnunet_l2g.adapt.fingerprint import Fingerprint, read_fingerprint
+from nnunet_l2g.adapt.preprocessing import preprocess_target, settings_digest
+from nnunet_l2g.files import DAMAGE, read_object, write_text
+from nnunet_l2g.training.adapted_plans import FORMAT, TARGET_KEY, check_source_data, source_data_digest
 
 
-def target_folder(source: Source, target_name: str) -> str:
-    """Where all that is made of the target's images for this source lies, relative to nnUNet_preprocessed."""
-    return f"{target_name}/from_{source.id}_{source.plans_name}"
+@dataclass(frozen=True)
+class AdaptedPlans:
+    """The result of `adapt`."""
+
+    path: Path
+    source_id: str
+    configurations: tuple[str, ...]
+    changed: bool  # False: everything was there already
 
 
-def normalised_plans(source: Source, target: Target, schemes: list[str], masks: list[bool], intensities: dict) -> dict:
-    """The source's plans with the target's normalisation, without cascades and without `TARGET_KEY` as yet.
+def adapt(source_id: str, target_id: str, configurations: list[str] | None, plans_name: str, processes: int) -> AdaptedPlans:
+    """Checks both datasets, preprocesses the target and writes the adapted plans last. Prints what it does.
 
-    A cascade would train its second stage on first-stage predictions of the source alone.
+    Labels of the target are neither listed nor opened. The command can be interrupted and repeated. Configurations that were
+    adapted earlier are brought up to date as well, because all configurations of a plans file share the intensity statistics.
+
+    Parameters
+    ----------
+    source_id, target_id, configurations, plans_name, processes : as the options -s, -t, -c, -p, -np
+
+    Raises
+    ------
+    UserError : something in the two datasets that the user can correct; nothing has been preprocessed then
+    """
+    source = find_source(source_id, plans_name, configurations)
+    target = find_target(target_id, source)
+    path = source.folder / f"{source.plans_name}_to{target.id}.json"
+    earlier = _earlier_source_data(path)
+    known = source.plans["configurations"]
+    wanted = {*source.configurations, *(c for c in earlier if c in known and source.data(c).is_dir())}
+    source = replace(source, configurations=tuple(c for c in known if c in wanted))
+    print(
+        f"Source {source.name}, target {target.name}: {len(target.cases)} images without labels, "
+        f"configurations {', '.join(source.configurations)}",
+        flush=True,
+    )
+    for configuration in wanted & earlier.keys():
+        again = f"{source.preprocess_command(configuration)}, and adapt again"
+        check_source_data(source.data(configuration), path, earlier[configuration], again)
+
+    fingerprint = read_fingerprint(source, target, processes)
+    plans = adapted_plans(source, target, fingerprint)
+    changed = False
+    for configuration, entry in plans[TARGET_KEY]["configurations"].items():
+        folder = Path(str(nnUNet_preprocessed), entry["data"])
+        changed |= preprocess_target(plans, configuration, folder, target.cases, entry["settings"], processes)
+    text = json.dumps(plans, indent=4) + "\n"
+    if changed or not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+        changed = True
+    return AdaptedPlans(path, source.id, source.configurations, changed)
+
+
+def adapted_plans(source: Source, target: Target, fingerprint: Fingerprint) -> dict:
+    """The source's plans with the target's normalisation, without cascades, and with an entry under TARGET_KEY.
+
+    Cascades are left out because their second stage would be trained on predictions of the source alone.
     """
     plans = deepcopy(source.plans)
-    plans["plans_name"] = adapted_name(source, target)
-    plans["foreground_intensity_properties_per_channel"] = deepcopy(intensities)
-    cascades = [c for c in plans["configurations"] if is_cascade(source.manager, c)]
-    for name in cascades:
-        del plans["configurations"][name]
+    plans["plans_name"] = f"{source.plans_name}_to{target.id}"
+    plans["foreground_intensity_properties_per_channel"] = fingerprint.intensities
+    for name in source.plans["configurations"]:
+        if source.manager.get_configuration(name).previous_stage_name is not None:
+            del plans["configurations"][name]
     for configuration in plans["configurations"].values():
         configuration.pop("next_stage", None)
         if "normalization_schemes" in configuration:  # the others inherit theirs
-            configuration["normalization_schemes"] = list(schemes)
+            configuration["normalization_schemes"] = fingerprint.schemes
         if "use_mask_for_norm" in configuration:
-            configuration["use_mask_for_norm"] = list(masks)
+            configuration["use_mask_for_norm"] = fingerprint.masks
+    entries = {}
+    for name in source.configurations:
+        resolved = source.manager.get_configuration(name)
+        entries[name] = {
+            "data": f"{target.name}/from_{source.id}_{source.plans_name}/{resolved.data_identifier}",
+            "settings": settings_digest(plans, name, fingerprint.digest),
+            "source_data": source_data_digest(source.data(name)),
+            "source_normalization_schemes": resolved.normalization_schemes,
+            "source_use_mask_for_norm": resolved.use_mask_for_norm,
+        }
+    plans[TARGET_KEY] = {
+        "format": FORMAT,
+        "dataset_name": target.name,
+        "source_plans_name": source.plans_name,
+        "configurations": entries,
+    }
     return plans
 
 
-def configuration_entry(source: Source, plans: dict, configuration: str, target_name: str, source_data: str) -> dict:
-    """What adapted plans note about one configuration; `source_data` is the digest of the source's preprocessed data."""
-    resolved = source.manager.get_configuration(configuration)
-    return {
-        "data": f"{target_folder(source, target_name)}/{resolved.data_identifier}",
-        "settings": digest_json(settings_of(plans, configuration)),
-        "source_data": source_data,
-        "source_plans": configuration_digest(source.plans, configuration),
-        "source_normalization_schemes": list(resolved.normalization_schemes),
-        "source_use_mask_for_norm": list(resolved.use_mask_for_norm),
-    }
-
-
-def configuration_digest(plans: dict, configuration: str) -> str:
-    """Identifies a configuration, inheritance resolved, and what the plans say for all of them."""
-    manager = PlansManager(plans)
-    shared = {key: plans.get(key) for key in ("image_reader_writer", "transpose_forward", "label_manager")}
-    return digest_json(
-        [manager.get_configuration(configuration).configuration, shared, manager.foreground_intensity_properties_per_channel]
-    )
-
-
-def target_entry(source: Source, target_name: str, configurations: dict[str, dict]) -> dict:
-    """The value of `TARGET_KEY`."""
-    return {
-        "format": FORMAT,
-        "dataset_name": target_name,
-        "source_plans_name": source.plans_name,
-        "folder": target_folder(source, target_name),
-        "configurations": configurations,
-    }
+def _earlier_source_data(path: Path) -> dict[str, str]:
+    """configuration -> hash of the source's data in adapted plans of an earlier run; empty if there are none."""
+    try:
+        entries = read_object(path)[TARGET_KEY]["configurations"]
+        return {name: str(entry["source_data"]) for name, entry in entries.items()}
+    except DAMAGE:
+        return {}

@@ -74,12 +74,12 @@ def check_adapted_plans(plans: dict, configuration: str) -> AdaptedTarget:
         settings, source_data = entry["settings"], entry["source_data"]
         schemes, masks = list(entry["source_normalization_schemes"]), list(entry["source_use_mask_for_norm"])
         identifier = PlansManager(plans).get_configuration(configuration).data_identifier
-    except DAMAGE as error:
+    except (*DAMAGE, RuntimeError) as error:  # RuntimeError: nnU-Net finds no such configuration
         raise UserError(f"the plans {name} are not as adapt writes them ({type(error).__name__}: {error}); {again}") from error
     cases = _check_target(folder, target_name, settings, again)
     data = base / source / check_plain_name(identifier, f"data_identifier of the plans {name}")
-    restore = f"`nnUNetv2_preprocess -d {source[7:10]} -plans_name {original} -c {configuration}`"
-    _check_source(data, name, source_data, restore, again)
+    preprocess = f"`nnUNetv2_preprocess -d {source[7:10]} -plans_name {original} -c {configuration}`"
+    check_source_data(data, base / source / f"{name}.json", source_data, preprocess)
     return AdaptedTarget(target_name, folder, cases, schemes, masks)
 
 
@@ -92,22 +92,23 @@ def _check_target(folder: Path, name: str, settings: str, again: str) -> list[st
         raise UserError(f"{images} in {folder} are not complete: adapt was interrupted or is still running; {again}")
     if complete["settings"] != settings:
         raise UserError(f"{images} in {folder} were made with other settings than these plans name; {again}")
-    for case in complete["cases"]:
-        for ending in CASE_FILES:
-            if not (folder / f"{case}{ending}").is_file():
-                raise UserError(f"{images} are damaged: {folder / case}{ending} is missing; {again}")
+    if missing := missing_file(folder, complete["cases"]):
+        raise UserError(f"{images} are damaged: {missing} is missing; {again}")
     return complete["cases"]
 
 
-def _check_source(data: Path, plans_name: str, expected: str, restore: str, again: str) -> None:
-    """UserError unless the source's preprocessed images are the ones that the plans were adapted for."""
+def check_source_data(data: Path, plans_file: Path, expected: str, again: str) -> None:
+    """UserError unless the source's preprocessed images have the hash that the adapted plans hold.
+
+    `again` says how to make these images again.
+    """
     if not data.is_dir():
-        raise UserError(f"the preprocessed data of the source are missing: expected {data}; run {restore}")
+        raise UserError(f"the preprocessed data of the source {data.parent.name} are missing: expected {data}; run {again}")
     if source_data_digest(data) != expected:
         raise UserError(
-            f"the preprocessed data of the source in {data} are not those that {plans_name} was adapted for. If "
+            f"the preprocessed data of the source in {data} are not those that {plans_file.stem} was adapted for. If "
             "nnUNetv2_preprocess was run with adapted plans, it put the target's normalisation on them: run "
-            f"{restore}; if the source was changed on purpose, delete {plans_name}.json beside them and {again}"
+            f"{again}. If the source was changed on purpose, delete {plans_file} and adapt again"
         )
 
 
@@ -124,6 +125,12 @@ def source_data_digest(folder: Path) -> str:
     if sizes:
         hasher.update((folder / sizes[0][1]).read_bytes())
     return hasher.hexdigest()[:32]
+
+
+def missing_file(folder: Path, cases: list[str]) -> Path | None:
+    """The first file of a case that is not there; None if all are there."""
+    files = (folder / f"{case}{ending}" for case in cases for ending in CASE_FILES)
+    return next((file for file in files if not file.is_file()), None)
 
 
 def complete_marker(folder: Path) -> Path:
