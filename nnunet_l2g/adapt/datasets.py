@@ -59,10 +59,6 @@ class Target:
     channel_names: dict[str, str]
     cases: dict[str, list[str]]  # case -> its image files, in the order of the channels
 
-    @property
-    def id(self) -> str:
-        return self.name[7:10]
-
 
 def find_source(identifier: str, plans_name: str, configurations: list[str] | None) -> Source:
     """The source and the configurations to adapt: those asked for, or all that are preprocessed. Cascades are left out.
@@ -101,7 +97,11 @@ def find_source(identifier: str, plans_name: str, configurations: list[str] | No
 
 def _check_preprocessed(source: Source, configuration: str) -> None:
     """UserError unless every case of the source is preprocessed for this configuration. nnU-Net writes a case's .pkl last."""
-    folder, labels, ending = source.data(configuration), source.folder / "gt_segmentations", source.dataset_json["file_ending"]
+    folder, labels, ending = (
+        source.data(configuration),
+        source.folder / "gt_segmentations",
+        source.dataset_json["file_ending"],
+    )
     cases = {path.name[: -len(ending)] for path in labels.glob(f"*{ending}") if not path.name.startswith(".")}
     _check_case_names(source.name, cases)
     missing = sorted(cases - {path.stem for path in folder.glob("*.pkl")})
@@ -206,7 +206,5 @@ def _read(path: Path, remedy: str) -> dict:
     """A JSON object. UserError with `remedy` if there is none."""
     try:
         return read_object(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; {remedy}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
+        raise UserError(f"{path} is missing or no JSON object ({error}); {remedy}") from error

@@ -25,7 +25,7 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.geometry import geometry_difference, named_geometry, shown
 from nnunet_l2g.files import DAMAGE
 from nnunet_l2g.images import check_whole, unreadable
-from nnunet_l2g.nnunet_files import REMEDY, read_properties
+from nnunet_l2g.nnunet_files import read_properties
 from nnunet_l2g.parallel import run_parallel
 
 TOTAL_SAMPLES = 10_000_000  # intensities of all cases together, per channel; nnU-Net keeps 10^8
@@ -45,7 +45,7 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class CaseFacts:
+class CaseSummary:
     """What is kept of one case."""
 
     case: str
@@ -60,15 +60,14 @@ class CaseFacts:
 def read_fingerprint(source: Source, target: Target, processes: int) -> Fingerprint:
     """Reads and checks all images of the target, and prints warnings. UserError for images that cannot be used."""
     channels, samples = len(target.channel_names), max(1, TOTAL_SAMPLES // len(target.cases))
-    read = partial(read_facts, reader=source.plans["image_reader_writer"], channels=channels, samples=samples)
-    facts_of_cases = run_parallel(read, list(target.cases.items()), processes, f"Reading {target.name}")
-    cases = sorted(facts_of_cases, key=lambda facts: facts.case)  # the result must not depend on which worker is first
-    check_spacing(source, target.name, cases)
-    if warning := orientation_warning(source, target.name, cases):
-        print(f"Warning: {warning}", flush=True)
+    read = partial(summarise_case, reader=source.plans["image_reader_writer"], channels=channels, samples=samples)
+    summaries = run_parallel(read, list(target.cases.items()), processes, f"Reading {target.name}")
+    cases = sorted(summaries, key=lambda summary: summary.case)  # the result must not depend on which worker is first
+    check_geometry(source, target.name, cases)
+    warn_of_orientation(source, target.name, cases)
     schemes, masks = _normalisation(source, target, cases)
-    intensities = {str(c): _statistics(np.concatenate([facts.samples[c] for facts in cases])) for c in range(channels)}
-    digest = hashlib.sha256("".join(facts.case + facts.digest for facts in cases).encode()).hexdigest()
+    intensities = {str(c): _statistics(np.concatenate([summary.samples[c] for summary in cases])) for c in range(channels)}
+    digest = hashlib.sha256("".join(summary.case + summary.digest for summary in cases).encode()).hexdigest()
     return Fingerprint(digest, schemes, masks, intensities)
 
 
@@ -105,7 +104,7 @@ def read_case(case: str, files: list[str], reader: str, channels: int) -> tuple[
     return data, read[0][1]
 
 
-def read_facts(item: tuple[str, list[str]], reader: str, channels: int, samples: int) -> CaseFacts:
+def summarise_case(item: tuple[str, list[str]], reader: str, channels: int, samples: int) -> CaseSummary:
     """Reads a case, given as (name, files), and computes what is kept of it: of the body, `samples` intensities a channel."""
     case, files = item
     data, properties = read_case(case, files, reader, channels)
@@ -119,7 +118,7 @@ def read_facts(item: tuple[str, list[str]], reader: str, channels: int, samples:
     hasher = hashlib.sha256(f"{shape} {spacing}".encode())
     hasher.update(np.ascontiguousarray(data).data)
     relative_size = float(np.prod(cropped.shape[1:]) / np.prod(shape))
-    return CaseFacts(case, hasher.hexdigest(), shape, spacing, direction_of(properties), relative_size, drawn)
+    return CaseSummary(case, hasher.hexdigest(), shape, spacing, direction_of(properties), relative_size, drawn)
 
 
 def body_mask(image: np.ndarray) -> np.ndarray:
@@ -152,28 +151,27 @@ def _statistics(values: np.ndarray) -> dict[str, float]:
     return dict(zip(names, map(float, found), strict=True))
 
 
-def _normalisation(source: Source, target: Target, cases: list[CaseFacts]) -> tuple[list[str], list[bool]]:
+def _normalisation(source: Source, target: Target, cases: list[CaseSummary]) -> tuple[list[str], list[bool]]:
     """Scheme and use_mask_for_norm of each channel, by the rule of nnU-Net's planner."""
     planner = source.manager.experiment_planner_class or ExperimentPlanner
-    size = float(np.median([facts.relative_size_after_cropping for facts in cases]))
-    known = {"dataset_json": {"channel_names": target.channel_names}}
-    known["dataset_fingerprint"] = {"median_relative_size_after_cropping": size}
-    rule = planner.determine_normalization_scheme_and_whether_mask_is_used_for_norm
-    schemes, masks = rule(SimpleNamespace(**known))  # the planner itself would read labels
+    size = float(np.median([summary.relative_size_after_cropping for summary in cases]))
+    known = SimpleNamespace(dataset_json={"channel_names": target.channel_names})  # a planner itself would read labels
+    known.dataset_fingerprint = {"median_relative_size_after_cropping": size}
+    schemes, masks = planner.determine_normalization_scheme_and_whether_mask_is_used_for_norm(known)
     return list(schemes), [bool(mask) for mask in masks]
 
 
-def check_spacing(source: Source, target_name: str, cases: list[CaseFacts]) -> None:
+def check_geometry(source: Source, target_name: str, cases: list[CaseSummary]) -> None:
     """UserError if the images are 2D and the source is 3D, or the other way round, or if their spacings have another unit."""
     flat_source = 1 in source.manager.original_median_shape_after_transp
-    for facts in cases:
-        if (1 in facts.shape) != flat_source:
+    for summary in cases:
+        if (1 in summary.shape) != flat_source:
             mine, theirs = ("3D", "2D") if flat_source else ("2D", "3D")
             raise UserError(
-                f"case {facts.case} of {target_name} is {mine} ({facts.shape} voxels), the source {source.name} is {theirs}; "
-                "expected the same: slice or stack the target's images, remove the case, or choose another source"
+                f"case {summary.case} of {target_name} is {mine} ({summary.shape} voxels), the source {source.name} is "
+                f"{theirs}; expected the same: slice or stack the target's images, remove the case, or choose another source"
             )
-    spacing = np.median([facts.spacing for facts in cases], axis=0)[source.manager.transpose_forward]
+    spacing = np.median([summary.spacing for summary in cases], axis=0)[source.manager.transpose_forward]
     expected = np.array(source.manager.original_median_spacing_after_transp)
     with np.errstate(divide="ignore", invalid="ignore"):
         factors = np.log(spacing / expected)
@@ -187,38 +185,31 @@ def check_spacing(source: Source, target_name: str, cases: list[CaseFacts]) -> N
 
 def direction_of(properties: dict) -> np.ndarray | None:
     """Unit vectors of the axes, one a column, from the properties of nnU-Net's readers; None if there is nothing to compare."""
-    if "reoriented_affine" in properties.get("nibabel_stuff", ()):
-        return None  # NibabelIOWithReorient turns every image into the same orientation
-    flat = named_geometry(properties).get("direction")
-    if flat is None:
+    try:
+        if "reoriented_affine" in properties.get("nibabel_stuff", ()):
+            return None  # NibabelIOWithReorient turns every image into the same orientation
+        flat = named_geometry(properties)["direction"]
+        axes = flat.reshape(round(flat.size**0.5), -1)
+    except DAMAGE:  # the format has no direction
         return None
-    axes = flat.reshape(round(flat.size**0.5), -1)
     return axes / np.linalg.norm(axes, axis=0)
 
 
-def _source_direction(file: Path) -> np.ndarray | None:
-    """`direction_of` a preprocessed case of the source."""
-    try:
-        return direction_of(read_properties(file))
-    except DAMAGE as error:
-        raise UserError(f"{file}: not as nnU-Net writes it ({type(error).__name__}: {error}); {REMEDY}") from error
-
-
-def orientation_warning(source: Source, target_name: str, cases: list[CaseFacts]) -> str:
-    """A warning if images of the target have an axis far from that of every image of the source; "" if not."""
+def warn_of_orientation(source: Source, target_name: str, cases: list[CaseSummary]) -> None:
+    """Prints a warning if images of the target have an axis far from that of every image of the source."""
     files = sorted(source.data(source.configurations[0]).glob("*.pkl"))[:SOURCE_CASES]
-    references = [_source_direction(file) for file in files]
+    references = [direction for file in files if (direction := direction_of(read_properties(file))) is not None]
     limit = np.cos(np.deg2rad(MAXIMUM_ANGLE))
     other = []
-    for facts in cases:
-        mine = facts.direction
-        comparable = [r for r in references if mine is not None and r is not None and r.shape == mine.shape]
-        if comparable and max((mine * reference).sum(axis=0).min() for reference in comparable) < limit:
-            other.append(facts.case)
-    if not other:
-        return ""
-    return (
-        f"{len(other)} of {len(cases)} images of {target_name} ({', '.join(other[:3])}) have an axis more than "
-        f"{MAXIMUM_ANGLE:g} degrees off that of every image of the source {source.name}: axes are swapped or flipped. They are "
-        "used as they are; SimpleITK.DICOMOrient can bring them into the source's orientation"
-    )
+    for summary in (summary for summary in cases if summary.direction is not None):
+        comparable = [reference for reference in references if reference.shape == summary.direction.shape]
+        cosines = [(summary.direction * reference).sum(axis=0).min() for reference in comparable]
+        if cosines and max(cosines) < limit:
+            other.append(summary.case)
+    if other:
+        print(
+            f"Warning: {len(other)} of {len(cases)} images of {target_name} ({', '.join(other[:3])}) have an axis more than "
+            f"{MAXIMUM_ANGLE:g} degrees off that of every image of the source {source.name}: axes are swapped or flipped. They "
+            "are used as they are; SimpleITK.DICOMOrient can bring them into the source's orientation",
+            flush=True,
+        )

@@ -36,17 +36,12 @@ def adapt(source_id: str, target_id: str, configurations: list[str] | None, plan
     Labels of the target are neither listed nor opened. The command can be interrupted and repeated. Configurations that were
     adapted earlier are brought up to date as well, because all configurations of a plans file share the intensity statistics.
 
-    Parameters
-    ----------
-    source_id, target_id, configurations, plans_name, processes : as the options -s, -t, -c, -p, -np
-
-    Raises
-    ------
-    UserError : something in the two datasets that the user can correct; nothing has been preprocessed then
+    The parameters are the options -s, -t, -c, -p and -np. UserError if the user can correct something in the two datasets;
+    nothing has been preprocessed then.
     """
     source = find_source(source_id, plans_name, configurations)
     target = find_target(target_id, source)
-    path = source.folder / f"{source.plans_name}_to{target.id}.json"
+    path = source.folder / f"{source.plans_name}_to{target.name[7:10]}.json"
     earlier = _earlier_source_data(path)
     known = source.plans["configurations"]
     wanted = {*source.configurations, *(c for c in earlier if c in known and source.data(c).is_dir())}
@@ -61,7 +56,7 @@ def adapt(source_id: str, target_id: str, configurations: list[str] | None, plan
         check_source_data(source.data(configuration), path, earlier[configuration], again)
 
     fingerprint = read_fingerprint(source, target, processes)
-    plans = adapted_plans(source, target, fingerprint)
+    plans = adapted_plans(source, target, fingerprint, path.stem)
     changed = False
     for configuration, entry in plans[TARGET_KEY]["configurations"].items():
         folder = Path(str(nnUNet_preprocessed), entry["data"])
@@ -73,13 +68,13 @@ def adapt(source_id: str, target_id: str, configurations: list[str] | None, plan
     return AdaptedPlans(path, source.id, source.configurations, changed)
 
 
-def adapted_plans(source: Source, target: Target, fingerprint: Fingerprint) -> dict:
+def adapted_plans(source: Source, target: Target, fingerprint: Fingerprint, plans_name: str) -> dict:
     """The source's plans with the target's normalisation, without cascades, and with an entry under TARGET_KEY.
 
     Cascades are left out because their second stage would be trained on predictions of the source alone.
     """
     plans = deepcopy(source.plans)
-    plans["plans_name"] = f"{source.plans_name}_to{target.id}"
+    plans["plans_name"] = plans_name
     plans["foreground_intensity_properties_per_channel"] = fingerprint.intensities
     for name in source.plans["configurations"]:
         if source.manager.get_configuration(name).previous_stage_name is not None:

@@ -19,16 +19,8 @@ from nnunet_l2g.files import write_json
 from nnunet_l2g.parallel import run_parallel
 from nnunet_l2g.training.adapted_plans import FORMAT, complete_marker, missing_file, read_complete
 
-SETTINGS = (
-    "preprocessor_name",
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "resampling_fn_data",
-    "resampling_fn_data_kwargs",
-    "resampling_fn_seg",
-    "resampling_fn_seg_kwargs",
-)  # of a configuration: what a preprocessed image depends on
+# What a preprocessed image depends on in a configuration, beside the keys that begin with resampling_fn
+SETTINGS = ("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm")
 
 
 class LabelFree:
@@ -51,7 +43,7 @@ def settings_digest(plans: dict, configuration: str, images: str) -> str:
     """
     manager = PlansManager(plans)
     resolved = manager.get_configuration(configuration).configuration
-    settings = {key: resolved.get(key) for key in SETTINGS}
+    settings = {key: value for key, value in resolved.items() if key in SETTINGS or key.startswith("resampling_fn")}
     common = [manager.transpose_forward, plans["image_reader_writer"], version("nnunetv2"), FORMAT]
     return hashlib.sha256(json.dumps([settings, common, images], sort_keys=True).encode()).hexdigest()[:32]
 

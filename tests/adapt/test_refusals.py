@@ -12,7 +12,7 @@ from small_source import CASES, edit_json
 from tiny_model import make_plans
 
 from nnunet_l2g.adapt.datasets import find_source, find_target
-from nnunet_l2g.adapt.fingerprint import CaseFacts, check_spacing, read_case, read_facts
+from nnunet_l2g.adapt.fingerprint import CaseSummary, check_geometry, read_case, summarise_case
 from nnunet_l2g.cli import main
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.training.adapted_plans import TARGET_KEY
@@ -93,24 +93,24 @@ def test_names_that_begin_with_a_dot_are_no_cases(small_source):
     assert list(find_target("991", find_source("990", "nnUNetPlans", None)).cases) == CASES
 
 
-def facts(spacing=(4.0, 2.0, 2.0), shape=(8, 32, 32)):
-    return CaseFacts("case", "", shape, spacing, None, 1.0, [])
+def summary(spacing=(4.0, 2.0, 2.0), shape=(8, 32, 32)):
+    return CaseSummary("case", "", shape, spacing, None, 1.0, [])
 
 
 @pytest.mark.parametrize("spacing", [(4.0, 2.0, 2.0), (0.2, 1.0, 1.0), (80.0, 2.0, 2.0), (20.0, 10.0, 9.0), (400.0, 0.1, 9.0)])
 def test_plausible_spacings(spacing):
-    check_spacing(SimpleNamespace(name="Source", manager=PlansManager(make_plans())), "Target", [facts(spacing)])
+    check_geometry(SimpleNamespace(name="Source", manager=PlansManager(make_plans())), "Target", [summary(spacing)])
 
 
 @pytest.mark.parametrize(
     ("case", "words"),
-    [(facts((0.004, 0.002, 0.002)), r"median spacing of \(0.004, 0.002, 0.002\), .* of \(4, 2, 2\)"),
-     (facts((0.4, 0.2, 0.2)), "are the units the same"), (facts((40.0, 20.0, 20.0)), "are the units the same"),
-     (facts((0.0, 2.0, 2.0)), "are the units the same"), (facts(shape=(1, 32, 32)), "case case .* is 2D .* Source is 3D")],
+    [(summary((0.004, 0.002, 0.002)), r"median spacing of \(0.004, 0.002, 0.002\), .* of \(4, 2, 2\)"),
+     (summary((0.4, 0.2, 0.2)), "are the units the same"), (summary((40.0, 20.0, 20.0)), "are the units the same"),
+     (summary((0.0, 2.0, 2.0)), "are the units the same"), (summary(shape=(1, 32, 32)), "case case .* is 2D .* Source is 3D")],
 )  # fmt: skip
 def test_another_unit_and_another_dimension_are_refused(case, words):
     with pytest.raises(UserError, match=words):
-        check_spacing(SimpleNamespace(name="Source", manager=PlansManager(make_plans())), "Target", [case])
+        check_geometry(SimpleNamespace(name="Source", manager=PlansManager(make_plans())), "Target", [case])
 
 
 def write(path, voxels, **geometry):
@@ -143,7 +143,7 @@ def test_channels_that_do_not_lie_on_one_grid_are_refused(tmp_path, reader, voxe
 def test_a_2d_image_is_flat_and_has_no_direction(tmp_path):
     image = SimpleITK.GetImageFromArray(VOXELS[0].astype(np.uint8))
     SimpleITK.WriteImage(image, str(tmp_path / "a_0000.png"))
-    found = read_facts(("a", [str(tmp_path / "a_0000.png")]), "NaturalImage2DIO", 1, 10)
+    found = summarise_case(("a", [str(tmp_path / "a_0000.png")]), "NaturalImage2DIO", 1, 10)
     assert found.shape == (1, 5, 6) and found.direction is None and len(found.samples[0]) == 10
 
 
