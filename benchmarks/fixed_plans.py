@@ -14,8 +14,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_l2g import trainers
-from nnunet_l2g.adapt import AdaptedTarget
 from nnunet_l2g.trainers.base import PluginTrainer
+from nnunet_l2g.training.adapted_plans import AdaptedTarget
 
 DATASET = "Dataset999_Benchmark"
 

@@ -22,13 +22,13 @@ from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_l2g import trainers
-from nnunet_l2g.adapt import AdaptedTarget
 from nnunet_l2g.architectures.glua import domain_discriminator
 from nnunet_l2g.architectures.glua.translation import stage as translation_stage
 from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.trainers.adapted import AdaptedTrainer
 from nnunet_l2g.training import stages
+from nnunet_l2g.training.adapted_plans import AdaptedTarget
 
 CPU = torch.device("cpu")
 # what each trainer trains before the segmenter; a row of the table each

@@ -132,3 +132,13 @@ def adapted_folders(adapted, undrawn, monkeypatch, tmp_path):
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     return adapted
+
+
+@pytest.fixture
+def small_source(tmp_path, monkeypatch):
+    """A source and a target made of names alone, with nnU-Net's variables set."""
+    for kind in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{kind}", str(tmp_path / kind))
+    from small_source import write_small_source  # it imports torch
+
+    return write_small_source(tmp_path)

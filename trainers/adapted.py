@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from nnunet_l2g.adapt import AdaptedTarget, check_adapted_plans
 from nnunet_l2g.architectures import GLUA
 from nnunet_l2g.architectures.glua.polarity import measure_polarity
 from nnunet_l2g.architectures.glua.target_stream import target_dataset
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.trainers.base import PluginTrainer
+from nnunet_l2g.training.adapted_plans import AdaptedTarget, check_adapted_plans
 
 
 class AdaptedTrainer(PluginTrainer):

@@ -9,7 +9,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-from nnunet_l2g.adapt.plans import AdaptedTarget
+from nnunet_l2g.training.adapted_plans import AdaptedTarget
 
 
 def target_dataset(target: AdaptedTarget):

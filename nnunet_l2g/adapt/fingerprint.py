@@ -1,14 +1,16 @@
-"""What nnU-Net's fingerprint knows about a dataset, for a target without labels.
+"""Reads all images of the target: checks them against the source, and computes the statistics that normalisation needs.
 
-nnU-Net takes the statistics behind CT normalisation (mean, standard deviation, 0.5 and 99.5 percentile) over labelled
-foreground. The substitute here is the body: the voxels brighter than Otsu's threshold, found anew in each image and channel
-within the nonzero box. It needs no unit and parts air from tissue in CT; it is wider than an organ's intensities, so contrast
-within soft tissue is compressed in comparison with labelled statistics. Other schemes use no statistics of the data set.
+nnU-Net takes the statistics for CT normalisation (mean, standard deviation, 0.5 and 99.5 percentile) over labelled voxels. The
+target has no labels, so the voxels of the body are used: those brighter than Otsu's threshold, in each image and channel,
+within the nonzero box. This works in any unit. The body is more than one organ, so its statistics are wider than those of
+labelled voxels. Other normalisation schemes use no statistics of the dataset.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,73 +21,111 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from nnunet_l2g.adapt.datasets import Source, Target
-from nnunet_l2g.adapt.digests import digest_array, digest_json
-from nnunet_l2g.adapt.geometry import Geometry, direction_of
-from nnunet_l2g.adapt.workers import run_parallel
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.geometry import geometry_difference
+from nnunet_l2g.evaluation.geometry import geometry_difference, named_geometry, shown
+from nnunet_l2g.files import DAMAGE
 from nnunet_l2g.images import check_whole, unreadable
+from nnunet_l2g.nnunet_files import read_properties
+from nnunet_l2g.parallel import run_parallel
 
-FORMAT = 2
-_STATISTICS = ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5")  # of a channel
-SUBSTITUTE = "voxels above Otsu's threshold, per image and channel, within the nonzero box; no label was read"
-TOTAL_SAMPLES = 10_000_000  # intensities kept of all cases together, per channel; nnU-Net keeps 10^8
+TOTAL_SAMPLES = 10_000_000  # intensities of all cases together, per channel; nnU-Net keeps 10^8
+UNIT_RATIO = 5.0  # of spacings on every axis: another unit. Protocols differ as much on one axis, the distance of slices
+MAXIMUM_ANGLE = 60.0  # degrees between the same axis of two arrays; oblique views pass, swapped and flipped axes do not
+SOURCE_CASES = 20  # whose orientation is read
 
 
 @dataclass(frozen=True)
-class CaseJob:
-    """One case to read, and how many intensities to keep of it."""
+class Fingerprint:
+    """What `adapt` knows about the target's images."""
+
+    digest: str  # of all voxels and spacings; another one means that images have changed
+    schemes: list[str]  # normalisation scheme of each channel, by the rule of nnU-Net's planner
+    masks: list[bool]  # use_mask_for_norm of each channel, by the same rule
+    intensities: dict[str, dict[str, float]]  # channel -> statistics of the body
+
+
+@dataclass(frozen=True)
+class CaseSummary:
+    """What is kept of one case."""
 
     case: str
-    files: list[str]
-    reader: str
-    channels: int
-    samples: int = 0
+    digest: str
+    shape: tuple[int, ...]  # voxels before cropping, in the axis order of nnU-Net's reader
+    spacing: tuple[float, ...]
+    direction: np.ndarray | None  # the columns are unit vectors of the axes; None if the format holds none
+    relative_size_after_cropping: float
+    samples: list[np.ndarray]  # of the body's intensities, one array a channel
 
 
-def read_case(job: CaseJob) -> tuple[np.ndarray, Geometry]:
-    """Voxels (channels, three axes) by the source's reader. UserError if they cannot be used."""
-    data, properties = _read_channels(job)
-    if len(data) != job.channels:
+def read_fingerprint(source: Source, target: Target, processes: int) -> Fingerprint:
+    """Reads and checks all images of the target, and prints warnings. UserError for images that cannot be used."""
+    channels, samples = len(target.channel_names), max(1, TOTAL_SAMPLES // len(target.cases))
+    read = partial(summarise_case, reader=source.plans["image_reader_writer"], channels=channels, samples=samples)
+    summaries = run_parallel(read, list(target.cases.items()), processes, f"Reading {target.name}")
+    cases = sorted(summaries, key=lambda summary: summary.case)  # the result must not depend on which worker is first
+    check_geometry(source, target.name, cases)
+    warn_of_orientation(source, target.name, cases)
+    schemes, masks = _normalisation(source, target, cases)
+    intensities = {str(c): _statistics(np.concatenate([summary.samples[c] for summary in cases])) for c in range(channels)}
+    digest = hashlib.sha256("".join(summary.case + summary.digest for summary in cases).encode()).hexdigest()
+    return Fingerprint(digest, schemes, masks, intensities)
+
+
+def read_case(case: str, files: list[str], reader: str, channels: int) -> tuple[np.ndarray, dict]:
+    """Voxels (channels, three axes) and properties by the source's reader. UserError if the images cannot be used.
+
+    The files are read one by one, because nnU-Net's readers only print a warning where the channels of a case differ.
+    """
+    read: list[tuple[np.ndarray, dict]] = []
+    for file in files:
+        try:
+            read.append(recursive_find_reader_writer_by_name(reader)().read_images([file]))
+        except Exception as error:  # each library has its own
+            raise UserError(f"case {case}: {unreadable(file, f'the source reader {reader}', error)}") from error
+        check_whole(Path(file))
+        (first, properties), (voxels, found) = read[0], read[-1]
+        shape, expected = voxels.shape[1:], first.shape[1:]
+        difference = geometry_difference(found, properties) if shape == expected else f"shape {shape}, expected {expected}"
+        if difference:
+            raise UserError(
+                f"case {case}: {file} has {difference} as in {files[0]}; the channels of a case must lie on one grid: resample "
+                "them, or remove the case"
+            )
+    data = np.concatenate([voxels for voxels, _ in read])
+    if len(data) != channels:
         raise UserError(
-            f"case {job.case} has {len(data)} channel(s), dataset.json names {job.channels}; expected as many: add "
-            "the missing files, or correct channel_names"
+            f"case {case} has {len(data)} channel(s), dataset.json names {channels}; expected as many: add the missing files, "
+            "or correct channel_names"
         )
     if not np.isfinite(data).all():
-        raise UserError(f"case {job.case} holds voxels that are not finite numbers; replace them, or remove the case")
+        raise UserError(f"case {case} holds voxels that are not finite numbers; replace them, or remove the case")
     if not data.any():
-        raise UserError(f"case {job.case} holds only zeros; remove it from the target's images")
-    spacing = tuple(float(s) for s in properties["spacing"])
-    return data, Geometry(job.case, tuple(int(n) for n in data.shape[1:]), spacing, direction_of(properties))
+        raise UserError(f"case {case} holds only zeros; remove it from the target's images")
+    return data, read[0][1]
 
 
-def _read_channels(job: CaseJob) -> tuple[np.ndarray, dict]:
-    """What the reader makes of all files at once, read one by one: it prints where they differ and goes on, or says nothing."""
-    reader = recursive_find_reader_writer_by_name(job.reader)()
-    read: list[tuple[np.ndarray, dict]] = []
-    for file in job.files:
-        try:
-            read.append(reader.read_images([file]))
-        except Exception as error:  # whatever the reader's library raises
-            whose = f"the source's reader {job.reader}"
-            raise UserError(f"case {job.case}: {unreadable(file, whose, error)}") from error
-        check_whole(Path(file))
-    first, properties = read[0]
-    for file, (voxels, theirs) in zip(job.files, read, strict=True):
-        difference = None if voxels.shape[1:] == first.shape[1:] else f"shape {voxels.shape[1:]}, expected {first.shape[1:]}"
-        if difference := difference or geometry_difference(theirs, properties):
-            raise UserError(
-                f"case {job.case}: {file} has {difference} as in {job.files[0]}; a case's channels have to lie on one grid: "
-                "resample them, or remove the case"
-            )
-    return np.concatenate([voxels for voxels, _ in read]), properties
+def summarise_case(item: tuple[str, list[str]], reader: str, channels: int, samples: int) -> CaseSummary:
+    """Reads a case, given as (name, files), and computes what is kept of it: of the body, `samples` intensities a channel."""
+    case, files = item
+    data, properties = read_case(case, files, reader, channels)
+    shape, spacing = data.shape[1:], tuple(map(float, properties["spacing"]))
+    cropped, _, _ = crop_to_nonzero(data)
+    drawn = []
+    for channel in cropped:
+        body = body_mask(channel)[None].astype(np.int8)
+        (values,), _ = DatasetFingerprintExtractor.collect_foreground_intensities(body, channel[None], num_samples=samples)
+        drawn.append(np.asarray(values, np.float32))
+    hasher = hashlib.sha256(f"{shape} {spacing}".encode())
+    hasher.update(np.ascontiguousarray(data).data)
+    relative_size = float(np.prod(cropped.shape[1:]) / np.prod(shape))
+    return CaseSummary(case, hasher.hexdigest(), shape, spacing, direction_of(properties), relative_size, drawn)
 
 
 def body_mask(image: np.ndarray) -> np.ndarray:
-    """Which voxels of one channel are brighter than Otsu's threshold; all, if the image is constant.
+    """Which voxels of one channel are brighter than Otsu's threshold; all of them if the image is constant.
 
-    The darkest value counts as the next darkest: a constant padding far below the air (-3024 in many CT) would otherwise be
-    parted from the air instead of air from tissue. For the threshold alone, the brightest 0.5 % are cut: metal.
+    The darkest value is replaced by the next darkest: a constant padding far below the air (-3024 in many CT) would otherwise
+    be separated from the air, and not the air from the body. For the threshold alone, the brightest 0.5 % (metal) are clipped.
     """
     from skimage.filters import threshold_otsu
 
@@ -94,77 +134,82 @@ def body_mask(image: np.ndarray) -> np.ndarray:
         return np.ones(image.shape, bool)
     next_lowest = image[image > lowest].min()
     highest = max(np.percentile(image, 99.5), next_lowest)
-    clipped = np.clip(image, next_lowest, highest)
     if highest == next_lowest:
         return image > lowest
-    threshold = threshold_otsu(clipped)  # anywhere in the gap between the classes, as a rule at its lower end
+    clipped = np.clip(image, next_lowest, highest)
+    threshold = threshold_otsu(clipped)  # it may lie anywhere in the gap between air and body; the middle is safer
     below = clipped <= threshold
     return clipped > (clipped[below].mean() + clipped[~below].mean()) / 2
 
 
-def _analyse(job: CaseJob) -> tuple[str, dict, list[np.ndarray]]:
-    """The case's entry of the fingerprint, and a sample of its body's intensities for each channel."""
-    data, geometry = read_case(job)
-    cropped, _, _ = crop_to_nonzero(data)
-    samples = []
-    for channel in cropped:
-        drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
-            body_mask(channel)[None].astype(np.int8), channel[None], num_samples=job.samples
-        )
-        samples.append(np.asarray(drawn[0], np.float32))
-    lies = {"shape": list(geometry.shape), "spacing": list(geometry.spacing), "direction": geometry.direction}
-    entry = {
-        # of what was read, not of the files: the spacing of a TIFF, and a header's voxels, may lie in another file
-        "digest": digest_json([digest_array(data), lies]),
-        **lies,
-        "shape_after_crop": [int(n) for n in cropped.shape[1:]],
-        "relative_size_after_cropping": float(np.prod(cropped.shape[1:]) / np.prod(geometry.shape)),
-    }
-    return job.case, entry, samples
+def _statistics(values: np.ndarray) -> dict[str, float]:
+    """The statistics of one channel under nnU-Net's names."""
+    low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
+    mean, std = np.mean(values, dtype=np.float64), np.std(values, dtype=np.float64)
+    names = ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5")
+    found = (mean, median, std, values.min(), values.max(), high, low)
+    return dict(zip(names, map(float, found), strict=True))
 
 
-def case_jobs(source: Source, target: Target, samples: int = 0) -> list[CaseJob]:
-    """One job for each case of the target."""
-    reader = source.plans["image_reader_writer"]
-    return [CaseJob(case, files, reader, len(target.channel_names), samples) for case, files in target.cases.items()]
-
-
-def extract_fingerprint(source: Source, target: Target, processes: int) -> dict:
-    """The target's fingerprint: nnU-Net's keys, and "cases" with a digest of what was read. UserError for unusable images."""
-    samples = max(1, TOTAL_SAMPLES // len(target.cases))
-    results = sorted(
-        run_parallel(_analyse, case_jobs(source, target, samples), processes, f"Fingerprint of {target.name}"),
-        key=lambda result: result[0],
-    )  # workers finish in any order; the file does not depend on it
-    cases = {case: entry for case, entry, _ in results}
-    properties = {}
-    for channel in range(len(target.channel_names)):
-        values = np.concatenate([drawn[channel] for _, _, drawn in results])
-        low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
-        mean, std = (function(values, dtype=np.float64) for function in (np.mean, np.std))
-        found = (mean, median, std, values.min(), values.max(), high, low)
-        properties[str(channel)] = dict(zip(_STATISTICS, map(float, found), strict=True))
-    return {
-        "format": FORMAT,
-        "dataset_name": target.name,
-        "image_reader_writer": source.plans["image_reader_writer"],
-        "foreground": SUBSTITUTE,
-        "foreground_intensity_properties_per_channel": properties,
-        "spacings": [entry["spacing"] for entry in cases.values()],
-        "shapes_after_crop": [entry["shape_after_crop"] for entry in cases.values()],
-        "median_relative_size_after_cropping": float(np.median([e["relative_size_after_cropping"] for e in cases.values()])),
-        "cases": cases,
-    }
-
-
-def geometries(fingerprint: dict) -> list[Geometry]:
-    """How each case lies in space."""
-    return [Geometry(case, tuple(e["shape"]), tuple(e["spacing"]), e["direction"]) for case, e in fingerprint["cases"].items()]
-
-
-def normalization(source: Source, target: Target, fingerprint: dict) -> tuple[list[str], list[bool]]:
-    """Scheme and use_mask_for_norm of each channel: the rule of nnU-Net's planner, applied to the target."""
+def _normalisation(source: Source, target: Target, cases: list[CaseSummary]) -> tuple[list[str], list[bool]]:
+    """Scheme and use_mask_for_norm of each channel, by the rule of nnU-Net's planner."""
     planner = source.manager.experiment_planner_class or ExperimentPlanner
-    known = SimpleNamespace(dataset_json={"channel_names": target.channel_names}, dataset_fingerprint=fingerprint)
+    size = float(np.median([summary.relative_size_after_cropping for summary in cases]))
+    known = SimpleNamespace(dataset_json={"channel_names": target.channel_names})  # a planner itself would read labels
+    known.dataset_fingerprint = {"median_relative_size_after_cropping": size}
     schemes, masks = planner.determine_normalization_scheme_and_whether_mask_is_used_for_norm(known)
     return list(schemes), [bool(mask) for mask in masks]
+
+
+def check_geometry(source: Source, target_name: str, cases: list[CaseSummary]) -> None:
+    """UserError if the images are 2D and the source is 3D, or the other way round, or if their spacings have another unit."""
+    flat_source = 1 in source.manager.original_median_shape_after_transp
+    for summary in cases:
+        if (1 in summary.shape) != flat_source:
+            mine, theirs = ("3D", "2D") if flat_source else ("2D", "3D")
+            raise UserError(
+                f"case {summary.case} of {target_name} is {mine} ({summary.shape} voxels), the source {source.name} is "
+                f"{theirs}; expected the same: slice or stack the target's images, remove the case, or choose another source"
+            )
+    spacing = np.median([summary.spacing for summary in cases], axis=0)[source.manager.transpose_forward]
+    expected = np.array(source.manager.original_median_spacing_after_transp)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = np.log(spacing / expected)
+    if not np.isfinite(factors).all() or (factors > np.log(UNIT_RATIO)).all() or (factors < -np.log(UNIT_RATIO)).all():
+        raise UserError(
+            f"{target_name} has a median spacing of {shown(spacing)}, the source {source.name} of {shown(expected)} (slowest "
+            f"axis first). Expected less than {UNIT_RATIO:g} times more or less on at least one axis; are the units the same? "
+            "Correct the spacing in the target's files"
+        )
+
+
+def direction_of(properties: dict) -> np.ndarray | None:
+    """Unit vectors of the axes, one a column, from the properties of nnU-Net's readers; None if there is nothing to compare."""
+    try:
+        if "reoriented_affine" in properties.get("nibabel_stuff", ()):
+            return None  # NibabelIOWithReorient turns every image into the same orientation
+        flat = named_geometry(properties)["direction"]
+        axes = flat.reshape(round(flat.size**0.5), -1)
+    except DAMAGE:  # the format has no direction
+        return None
+    return axes / np.linalg.norm(axes, axis=0)
+
+
+def warn_of_orientation(source: Source, target_name: str, cases: list[CaseSummary]) -> None:
+    """Prints a warning if images of the target have an axis far from that of every image of the source."""
+    files = sorted(source.data(source.configurations[0]).glob("*.pkl"))[:SOURCE_CASES]
+    references = [direction for file in files if (direction := direction_of(read_properties(file))) is not None]
+    limit = np.cos(np.deg2rad(MAXIMUM_ANGLE))
+    other = []
+    for summary in (summary for summary in cases if summary.direction is not None):
+        comparable = [reference for reference in references if reference.shape == summary.direction.shape]
+        cosines = [(summary.direction * reference).sum(axis=0).min() for reference in comparable]
+        if cosines and max(cosines) < limit:
+            other.append(summary.case)
+    if other:
+        print(
+            f"Warning: {len(other)} of {len(cases)} images of {target_name} ({', '.join(other[:3])}) have an axis more than "
+            f"{MAXIMUM_ANGLE:g} degrees off that of every image of the source {source.name}: axes are swapped or flipped. They "
+            "are used as they are; SimpleITK.DICOMOrient can bring them into the source's orientation",
+            flush=True,
+        )

@@ -14,6 +14,7 @@ from nnunet_l2g.compare.training import LOGS, run_nnunet
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.files import DAMAGE, read_json, write_json
 from nnunet_l2g.progress import prediction_progress
+from nnunet_l2g.training.adapted_plans import TARGET_KEY
 
 
 def raw_images(models: list[Model], inputs: Inputs, dataset: str, option: str) -> dict[str, list[Path]]:
@@ -22,8 +23,6 @@ def raw_images(models: list[Model], inputs: Inputs, dataset: str, option: str) -
     UserError if one is missing, for a cascade, and for adapted plans.
     """
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    from nnunet_l2g.adapt import TARGET_KEY  # imports nnU-Net's folders, too
 
     for model in models:
         plans = read_plans(model)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.files import DAMAGE, check_plain_name, read_object
+from nnunet_l2g.training.adapted_plans import TARGET_KEY
 
-TARGET_KEY = "nnunet_l2g_target"  # of adaptation.datasets, whose import asks for nnU-Net's folders
 NEEDS_INTENSITIES = "CTNormalization"  # the one scheme of nnU-Net that looks at the data set's fingerprint
 
 

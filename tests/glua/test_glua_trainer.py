@@ -15,11 +15,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from planned import PLAIN, RICH, SIZE, SPACING, TARGET, narrow
 from test_trainers import CPU, make_batch
 
-from nnunet_l2g.adapt import AdaptedTarget
 from nnunet_l2g.architectures.glua.target_stream import WithUnlabelled
 from nnunet_l2g.cli import main
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.phantom import write_dataset
+from nnunet_l2g.training.adapted_plans import AdaptedTarget
 from nnunet_l2g.training.random_intensity import RandomIntensity
 
 TWINS = ("GLUA", "GLUATranslationOnly", "GLUANoMask", "GLUANoTranslation", "GLUASelfTraining")

@@ -19,15 +19,15 @@ Result = TypeVar("Result")
 
 
 def run_parallel(function: Callable[[Item], Result], items: Sequence[Item], processes: int, title: str) -> Iterator[Result]:
-    """Yields function(item) as each is ready, in any order. One process: in this one, without starting another.
+    """Yields function(item) for each item, in any order. With one process it works in this process.
 
-    Function and items have to be picklable. What function raises is raised, and no further item is begun. UserError if a
-    worker dies, as it does when memory runs out.
+    Function and items have to be picklable. An exception of the function is raised here, and no further item is started.
+    UserError if a worker process is killed.
     """
     if processes <= 1 or len(items) <= 1:
         yield from map(function, tqdm(items, desc=title))
         return
-    context = multiprocessing.get_context("spawn")  # nnU-Net's choice: no lock or thread of the parent is inherited
+    context = multiprocessing.get_context("spawn")  # a forked process may hang on a lock that a thread of its parent holds
     pool = ProcessPoolExecutor(min(processes, len(items)), context, initializer=_end_with_parent)
     try:
         futures = [pool.submit(function, item) for item in items]
@@ -35,15 +35,15 @@ def run_parallel(function: Callable[[Item], Result], items: Sequence[Item], proc
             yield future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"{title}: a worker process was ended from outside, usually because memory ran out; "
-            f"run the same command again with fewer processes than -np {processes}"
+            f"{title}: a worker process was killed, usually because memory ran out; run the command again with fewer processes "
+            f"than -np {processes}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    """A killed parent leaves no worker behind."""
+    """Ends this worker when its parent is killed. Without this, it would wait for work for ever."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()
