@@ -1,4 +1,4 @@
-"""What every network of ours shares: nnU-Net's own encoder and decoder under nnU-Net's own names, and checked loading."""
+"""PlanNetwork, the base class of our networks: nnU-Net's encoder and decoder under their own names, and checked loading."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from torch import nn
 
 
 class PlanNetwork(nn.Module):
-    """A plan's U-Net, opened up. Subclasses add modules and say so in `settings`; forward returns logits only.
+    """The encoder and decoder of a plan's U-Net. Subclasses add modules and describe them in `settings`.
+
+    `forward` returns logits only, as nnU-Net's sliding window and validation need it. Auxiliary losses are kept in the module.
 
     Parameters
     ----------
     backbone : nn.Module
         With `encoder` and `decoder` of dynamic-network-architectures (PlainConvUNet, ResidualEncoderUNet). Their weights keep
-        their names, so vanilla checkpoints fit.
+        their names, so that checkpoints of plain nnU-Net fit.
     settings : mapping
-        JSON-able; stored with the weights, compared on loading. `format` counts versions of a class.
+        What the weights depend on, as JSON values. They are stored with the weights and compared when weights are loaded.
+        `network` is the class, `format` the version of its weights.
 
     Attributes
     ----------
     plain_weights_only : bool
-        While true, state_dict shows only what plain nnU-Net has, and load_state_dict is content with that: this is how
-        nnU-Net's own `-pretrained_weights` loads vanilla weights. The trainer turns it on and off.
+        While true, state_dict shows only the keys of plain nnU-Net, and load_state_dict accepts weights that have only these:
+        so nnU-Net's own `-pretrained_weights` can load weights of plain nnU-Net. The trainer turns it on and off.
     plain_weights_loaded : bool
-        True once that has happened.
+        True once such weights were loaded.
     method_off : bool
-        Set on the class before a network is built: only its encoder and decoder run, with the weights they were trained to,
-        and all that a subclass adds is left out. For prediction alone.
+        For prediction only. Set on the class before a network is built: then only encoder and decoder run, with their trained
+        weights, and everything that a subclass adds is left out.
 
     Raises
     ------
@@ -59,10 +62,23 @@ class PlanNetwork(nn.Module):
         self.store_settings(settings)
 
     def store_settings(self, settings: Mapping) -> None:
-        """Replaces the settings, for a subclass that knows them only when the backbone is opened."""
+        """Replaces the settings, for a subclass that computes some of them from the backbone."""
         text = json.dumps(dict(settings), sort_keys=True).encode()
-        # a tensor, so that every tool that reads weights (weights_only, safetensors) can read it
+        # a tensor, so that everything that reads weights (weights_only, safetensors) can read it
         self.register_buffer("settings", torch.tensor(list(text), dtype=torch.uint8))
+
+    @classmethod
+    def from_plans(
+        cls,
+        configuration_manager,
+        num_input_channels: int,
+        num_output_channels: int,
+        deep_supervision: bool = True,
+        **settings,
+    ) -> PlanNetwork:
+        """Builds the network for a configuration of nnU-Net's plans. `settings` are further arguments of the class."""
+        backbone = cls.backbone_from_plans(configuration_manager, num_input_channels, num_output_channels, deep_supervision)
+        return cls(backbone, **settings)
 
     @staticmethod
     def backbone_from_plans(configuration_manager, num_input_channels, num_output_channels, deep_supervision):
@@ -78,14 +94,14 @@ class PlanNetwork(nn.Module):
         )
 
     def compute_conv_feature_map_size(self, input_size) -> int:
-        """Voxels times channels of all feature maps of the backbone: nnU-Net's estimate of memory, for planning."""
+        """Voxels times channels of all feature maps of the backbone: nnU-Net's planner estimates memory by it."""
         size = self.encoder.compute_conv_feature_map_size(input_size)
         return size + self.decoder.compute_conv_feature_map_size(input_size)
 
     def decode(self, skips: list[torch.Tensor], after: Callable[[int, torch.Tensor], torch.Tensor]):
-        """UNetDecoder.forward, but for after(level, features), which may change what the decoder makes at each level.
+        """UNetDecoder.forward with a function after each level: after(level, features) returns the features to go on with.
 
-        level counts as the encoder's stages do, 0 being full resolution. Deep supervision as in UNetDecoder.
+        Levels are numbered as the encoder's stages, 0 is full resolution. Deep supervision as in UNetDecoder.
         """
         decoder, outputs, features = self.decoder, [], skips[-1]
         last = len(decoder.stages) - 1
@@ -97,26 +113,26 @@ class PlanNetwork(nn.Module):
         return outputs[::-1] if decoder.deep_supervision else outputs[-1]
 
     def auxiliary_loss(self, target: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Losses of the last training forward beside the segmentation's; None in eval.
+        """Losses of the last training forward in addition to the segmentation loss; None in eval.
 
-        target : (B, 1 or regions, *spatial), what the segmentation loss is given at full resolution; without it, losses that
-            need labels are left out
+        target : (B, 1 or regions, *spatial)
+            The target of the segmentation loss at full resolution. If it is None, losses that need labels are left out.
         """
         return None
 
     def after_step(self) -> list[nn.Parameter] | None:
-        """Called by the trainer after each optimiser step. Returns parameters that it set anew: they lose their momentum."""
+        """Called by the trainer after each optimiser step. Returns parameters it has replaced, whose momentum is cleared."""
 
     def diagnostic_keys(self) -> list[str]:
-        """Names that `diagnostics` returns after a training forward, in the order of log and figure."""
+        """Names of what `diagnostics` returns after a training forward, in the order of log and figure."""
         return []
 
     def diagnostics(self) -> dict[str, float]:
-        """Called by the trainer once an epoch, for log and figure."""
+        """Numbers for log and figure. The trainer calls it once an epoch."""
         return {}
 
     def own_keys(self) -> list[str]:
-        """Names of the weights that plain nnU-Net does not have."""
+        """Keys of the weights that plain nnU-Net does not have."""
         return [key for key in super().state_dict() if not key.startswith(("encoder.", "decoder."))]
 
     def state_dict(self, *args, **kwargs):
@@ -128,12 +144,12 @@ class PlanNetwork(nn.Module):
         return state
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """Like nn.Module's, but says first, in one sentence, why another network's weights do not fit.
+        """As nn.Module does, after a check that says in one sentence why weights of another network do not fit.
 
         Raises
         ------
         RuntimeError
-            If the weights are plain nnU-Net's, of another class or version, or of other settings.
+            If the weights are of plain nnU-Net, of another class or version, or of other settings.
         """
         own = set(self.own_keys())
         if self.plain_weights_only and own.isdisjoint(state_dict):
@@ -152,7 +168,7 @@ class PlanNetwork(nn.Module):
             )
         theirs = decode_settings(state_dict["settings"])
         different = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
-        for first in ("network", "format"):  # that differ explain all the others
+        for first in ("network", "format"):  # if one of these differs, it explains all other differences
             different = [first] if first in different else different
         differences = [f"{key}: checkpoint {theirs.get(key, 'none')!r}, here {mine.get(key, 'none')!r}" for key in different]
         if differences:
@@ -163,9 +179,9 @@ class PlanNetwork(nn.Module):
 
 
 def decode_settings(settings: torch.Tensor) -> dict:
-    """The settings stored with a network's weights under the key `settings`: uint8 (n,) -> dict.
+    """The settings that are stored with a network's weights under the key `settings`: uint8 (n,) -> dict.
 
-    Raises RuntimeError if they are none.
+    Raises RuntimeError if they cannot be read.
     """
     try:
         decoded = json.loads(bytes(settings.tolist()))

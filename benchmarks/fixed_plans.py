@@ -55,6 +55,7 @@ PLANS = {
     ),  # 5 x 8 x 7 = 280
     "idrid": Plan((768, 1152), 2, 5, [32, 64, 128, 256, 512, 512, 512, 512], 3),  # 6 x 9 = 54
     "reduced": Plan((32, 32, 32), 2, 3, [16, 32, 64, 128]),  # 64; wide enough for constant costs to matter less
+    "small_2d": Plan((56, 40), 16, 3, [16, 32, 64, 128]),  # as small_plans.py makes them
     "tiny": Plan((16, 16, 24), 2, 3, [8, 16, 32]),  # 4 x 4 x 6 = 96; the tiny ones are for a look at the scripts on a CPU
     "tiny_2d": Plan((64, 96), 2, 3, [8, 16, 32], 3),
     "tiny_anisotropic": Plan(

@@ -1,13 +1,12 @@
-"""How often a training step makes the CPU wait for the GPU: each trainer's step, and its stage's, against vanilla nnU-Net's.
+"""How often does a training step make the CPU wait for the GPU? Steps of trainers and of their stages, and plain nnU-Net's.
 
 python benchmarks/host_sync.py [--device cuda] [-tr TRAINER ...] [-o host_sync.json]
 
-On CUDA every call that waits, as `torch.cuda.set_sync_debug_mode` reports it. On the CPU the operations that would wait if
-their tensors were on a GPU: reading a number (item, float, bool), sizes that depend on values (nonzero, boolean indices),
-copies to the CPU (cpu, tolist). Counted apart, `only_here`: what is on the CPU with CUDA, too, and waits for nothing there
-(lines with a text of ON_CPU: random choices, Adam's counter of steps, checks for NaN of the loader's batch or on the CPU
-alone). And `may_wait`: blocking `.to(device)`, nothing if the tensor is there already. After a warm-up, so that the k-means
-after step 1 is not in it.
+On CUDA it counts every call that waits, as `torch.cuda.set_sync_debug_mode` reports it. On the CPU it counts operations that
+would wait if their tensors were on a GPU: reading a number (item, float, bool), sizes that depend on values (nonzero, boolean
+indices), copies to the CPU (cpu, tolist). `only_here` are those whose tensors are on the CPU with CUDA too (lines with a text
+of ON_CPU: random choices, Adam's counter of steps, checks for NaN). `may_wait` are blocking `.to(device)`, which do not wait if
+the tensor is there already. It counts after a warm-up, without the k-means after step 1.
 """
 
 from __future__ import annotations

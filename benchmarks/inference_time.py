@@ -1,11 +1,11 @@
-"""What predicting a whole case costs with our networks beside vanilla's: nnU-Net's sliding window, seconds and memory.
+"""What does the prediction of a whole case cost beside vanilla nnU-Net: seconds and memory of the sliding window?
 
 python benchmarks/inference_time.py --plan malc [-tr TRAINER ...] [-o inference_time.json]
 
 One synthetic case, by default 1.5 times the patch on each axis (2D plans: one slice), through nnUNetPredictor's sliding window
 as nnUNetv2_predict runs it: overlap of one half, Gaussian weights, mirroring on all axes unless --no-mirroring, AMP on CUDA,
-not compiled. Reading, resampling and writing are not in it. Networks take turns; the ratio is the median over rounds of the
-ratio to vanilla in the same round. Memory: CUDA alone, the peak above what stood before.
+not compiled. Reading, resampling and writing do not count. Networks take turns; the ratio is the median over rounds of the
+ratio to vanilla in the same round. Memory is measured on CUDA only: the peak above what was allocated before.
 """
 
 from __future__ import annotations

@@ -2,16 +2,16 @@
 
     python benchmarks/kills.py [--kills 36] [--trainers L2GNet GRCSF GLUA] [--seed 0] [--folder DIR] [--json FILE]
 
-Each training is nnU-Net's own command line (`nnUNetv2_train`), in a process of its own that gets SIGKILL at a random moment, or
-from then on as soon as a checkpoint is being written. After each kill:
+Each training is nnU-Net's own command (`nnUNetv2_train`) in its own process, which gets SIGKILL at a random moment, or
+after it as soon as a checkpoint is being written. After each kill:
 
-- every checkpoint on disk can be read as a whole and holds no NaN; none is from an earlier epoch than before;
-- no epoch that the log calls complete is lost, but the one whose checkpoint was being written;
-- no worker process is left after a while (those of the validation are told when they have been imported);
+- every checkpoint on disk can be read, holds no NaN, and is from no earlier epoch than before;
+- no epoch is lost that the log calls complete, except one whose checkpoint was being written;
+- no worker process is left after a while;
 - the next run with --c starts at the epoch after the newest checkpoint.
 
-A training that has had its share of kills is left to finish: it has to reach its last epoch, validate, predict. A breach ends
-the script with exit status 1. Processes are forked from one that has imported everything, so that a kill costs seconds; Linux.
+After its share of kills a training has to reach its last epoch, validate and predict. If something was lost, the exit
+status is 1. Processes are forked from one that has imported everything, so that a kill takes seconds. Linux only.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Breach(AssertionError):
 
 @dataclass
 class Training:
-    """One fold, and what has been seen of it."""
+    """The training of one fold, and what was found after its kills."""
 
     name: str
     results: Path
@@ -84,7 +84,7 @@ class Training:
 
 
 def fork(function, arguments: list[str], output: Path) -> int:
-    """Runs a console script's function in a forked process, a session of its own; its id."""
+    """Runs the function of a console script in a forked process with its own session. Returns the process id."""
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -108,7 +108,7 @@ def fork(function, arguments: list[str], output: Path) -> int:
 
 
 def left_processes(session: int, patience: float = 60.0) -> list[int]:
-    """Processes of a session that are still there after a while: spawned ones first import, then see that it is over."""
+    """Processes of a session that still run after a while. Spawned ones import first, then find that their parent is gone."""
     end = time.time() + patience
     while True:
         found = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True).stdout
@@ -119,7 +119,7 @@ def left_processes(session: int, patience: float = 60.0) -> list[int]:
 
 
 def read_checkpoints(fold: Path) -> tuple[int, int]:
-    """The newest progress on disk; Breach if a checkpoint cannot be read or is not finite."""
+    """The progress in the newest checkpoint. Breach if a checkpoint cannot be read or is not finite."""
     import torch
 
     from nnunet_l2g.files import load_safely
@@ -141,7 +141,7 @@ def read_checkpoints(fold: Path) -> tuple[int, int]:
 
 
 def completed(log: str) -> tuple[int, int] | None:
-    """Epochs that a run's log calls complete: the last one's number, from 1."""
+    """The number of epochs that the log of a run calls complete."""
     epochs = re.findall(r"Epoch (\d+) *\n(?:(?!Epoch \d).*\n)*?.*Epoch time", log)
     if epochs:
         return (1, int(epochs[-1]) + 1)
@@ -150,7 +150,7 @@ def completed(log: str) -> tuple[int, int] | None:
 
 
 def started_at(log: str) -> tuple[int, int] | None:
-    """Where a run went on: the first epoch it began, as the number of epochs before it."""
+    """Where a run continued, as the number of epochs before its first one."""
     before_segmenter = log.split("Current learning rate")[0]
     stage = re.search(r"stage \w+: (\d+) of (\d+) epochs are in", before_segmenter)
     if stage and int(stage[1]) < int(stage[2]):
@@ -160,7 +160,7 @@ def started_at(log: str) -> tuple[int, int] | None:
 
 
 def kill_once(training: Training, how: str, generator: random.Random, folder: Path, train) -> bool:
-    """Starts or continues a training and kills it; False if it ended before."""
+    """Starts or continues a training and kills it. False if it ended before."""
     before, partials = training.saved, training.being_written()
     delay = generator.uniform(0.3, LONGEST)
     child, began = fork(train, training.arguments, folder / f"{training.name}.log"), time.time()
@@ -184,7 +184,7 @@ def kill_once(training: Training, how: str, generator: random.Random, folder: Pa
 
 
 def check_progress(training: Training, before: tuple[int, int]) -> None:
-    """Breach unless the run that was killed began after the newest checkpoint there was, and saved what it completed."""
+    """Breach unless the killed run began after the newest checkpoint and saved the epochs that it completed."""
     log, name, saved = training.log(), training.name, training.saved
     done, start = completed(log), started_at(log)
     if saved < before:
@@ -197,7 +197,7 @@ def check_progress(training: Training, before: tuple[int, int]) -> None:
 
 
 def finish(training: Training, folder: Path, train, predict) -> None:
-    """Lets a training end, and predicts with it."""
+    """Lets a training finish, and predicts with it."""
     child = fork(train, training.arguments, folder / f"{training.name}.log")
     _, status = os.waitpid(child, 0)
     if status or read_checkpoints(training.fold) != (1, EPOCHS):

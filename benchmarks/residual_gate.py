@@ -1,13 +1,14 @@
-"""Do the autoencoder's residual maps find lesions better than edges do? The gate before any segmenter is trained.
+"""Do the residual maps of the autoencoder find lesions better than edges do? To be asked before the segmenter is trained.
 
 python benchmarks/residual_gate.py --model RESULTS/DATASET/TRAINER__PLANS__CONFIGURATION [--fold 0] [-o gate.json]
 
-Reads the stage's checkpoint (stage_autoencoder.pth) and the fold's preprocessed validation cases. For each lesion class and
-each map: average precision of its voxels against unlabelled ones, and mean inside the lesion over mean in a ring around it
-(unlabelled voxels within --ring voxels), both averaged over cases that have the class. Controls: a difference of Gaussians
-(G_s - G_2s, s = 1, 2, 4 voxels) and x - G_s x (s = 2, 4, 8). A difference of Gaussians smooths; so that noise alone does not
-decide, the autoencoder's maps are read smoothed too, by G_1 and G_2. Every map is read in three ways (absolute, positive,
-negative; mean over channels), and its best way for the class is taken, for the controls as for ours.
+Reads the checkpoint of the pretraining stage (stage_autoencoder.pth) and the preprocessed validation cases of the fold. For
+each lesion class and each map it computes the average precision of lesion voxels against unlabelled ones, and the mean
+inside the lesion over the mean in a ring around it (unlabelled voxels within --ring voxels), both averaged over cases that
+have the class. Controls are a difference of Gaussians (G_s - G_2s, s = 1, 2, 4 voxels) and x - G_s x (s = 2, 4, 8). As a
+difference of Gaussians also smooths the noise, the autoencoder's maps are evaluated smoothed too, by G_1 and G_2. Every map
+is evaluated in three ways (absolute, positive, negative; mean over channels), and the best way for the class counts, for
+controls too.
 """
 
 from __future__ import annotations

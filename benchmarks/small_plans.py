@@ -1,11 +1,11 @@
-"""Plans with which several runs of anything are a matter of hours on a CPU: nnU-Net's own plan, smaller.
+"""Writes smaller copies of nnU-Net's plans, with which several trainings take hours on a CPU.
 
 python benchmarks/small_plans.py 4 -c 2d
 nnUNetv2_train 4 2d 0 -tr nnUNetTrainerL2GNet_20epochs -p nnUNetPlansSmall -device cpu
 
-Writes nnUNetPlansSmall.json beside the plans it is made of: 16 to 128 features, and a batch, then a patch, so small that 250
-iterations take at most 90 seconds of one core (measured here, with nnU-Net's trainer and loader). Where the patch shrinks,
-nnU-Net's own rule says how often it is pooled. All else is the plan's; the preprocessed data are shared.
+Writes nnUNetPlansSmall.json beside the original plans: 16 to 128 features, and first a smaller batch, then a smaller patch, so
+that 250 iterations take at most 90 seconds of one core (measured here, with nnU-Net's trainer and loader). For a smaller patch,
+nnU-Net's own rule decides how often it is pooled. Everything else is as planned, and the preprocessed data are shared.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def shrink(plans: dict, name: str, description: dict, limit: float) -> dict:
-    """The configuration called `name`, made small. Exits with a sentence if not even the smallest patch is quick enough."""
+    """The configuration called `name`, made small. Exits with a sentence if even the smallest patch takes too long."""
     configuration = PlansManager(plans).get_configuration(name).configuration  # with what it inherits
     features = configuration["architecture"]["arch_kwargs"]["features_per_stage"]
     configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [
@@ -81,7 +81,7 @@ def shrink(plans: dict, name: str, description: dict, limit: float) -> dict:
 
 
 def seconds_per_iteration(plans: dict, name: str, configuration: dict, description: dict, count: int = 5) -> float:
-    """Of loading, augmenting and training one batch, all in this thread: its time on a core, whatever else runs here."""
+    """CPU time of loading, augmenting and training one batch in this thread, which does not depend on other programs."""
     plans = copy.deepcopy(plans) | {"configurations": {name: copy.deepcopy(configuration)}, "continue_training": False}
     with tempfile.TemporaryDirectory() as results, contextlib.redirect_stdout(io.StringIO()):
         os.environ["nnUNet_results"] = results
@@ -95,7 +95,7 @@ def seconds_per_iteration(plans: dict, name: str, configuration: dict, descripti
 
 
 def make_smaller(configuration: dict, factor: float) -> bool:
-    """Fewer voxels a batch by `factor`: fewer images, and from two on smaller ones. False if that is not possible."""
+    """Reduces the voxels of a batch by `factor`: fewer images, at least two, then smaller ones. False if it is not possible."""
     batch, patch = configuration["batch_size"], list(configuration["patch_size"])
     if batch > LEAST_BATCH:
         configuration["batch_size"] = max(LEAST_BATCH, int(batch * factor))

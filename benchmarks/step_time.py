@@ -1,20 +1,19 @@
-"""What an optimiser step and a prediction cost with our trainers beside vanilla nnU-Net's: seconds, memory, parameters.
+"""What do an optimiser step and a prediction cost beside vanilla nnU-Net: seconds, memory, parameters?
 
 python benchmarks/step_time.py --plan malc --compile [-tr TRAINER ...] [-o step_time.json]
 
-Every network trains under its own trainer, by nnU-Net's `train_step`: forward, its loss with deep supervision and auxiliary
-losses, backward, clipping at 12, SGD with the codebook's update after it, under AMP with gradient scaling
-on CUDA. GLUA translates, encodes the target's batch and aligns, at full weight. A step of the stage before the segmenter has a
-row of its own: "nnUNetTrainerGLUA, translation", "nnUNetTrainerGRCSF, autoencoder"; its ratio is to vanilla's step, too. The
-batch is one fixed random batch, already on the device, so no data loading is in the numbers: real epochs can be bound by
-augmentation on the CPU and then show less of a difference.
+Every network trains in its own trainer by nnU-Net's `train_step`: forward, loss with deep supervision and auxiliary losses,
+backward, clipping at 12, SGD and the update of the codebook, with AMP and gradient scaling on CUDA. GLUA translates,
+encodes the batch of the target and aligns it with full weight. The step of a pretraining stage has its own row:
+"nnUNetTrainerGLUA, translation", "nnUNetTrainerGRCSF, autoencoder". Its ratio is to vanilla's step, too. The batch is one
+fixed random batch on the device, so data loading does not count. Real epochs can be bound by augmentation on the CPU and
+then differ less.
 
-The networks take turns: each round times every network, starting with another one each time, so that a drift of the machine
-meets all. Reported: the median of a network's steps in seconds, and its ratio to vanilla, the median over rounds of the ratio
-of the round's medians. Memory, in MiB: on CUDA the peak of what torch allocated for this network alone, its batch included,
-after the warm-up; on the CPU what the backward keeps (not if compiled). A prediction is one forward of one patch in eval mode
-without deep supervision and not compiled, as nnU-Net's sliding window makes it. The k-means that places codes and references
-(once each) falls out of the medians.
+The networks take turns: each round times every network and starts with another one, so that a change of the machine's speed
+affects all. The table has the median of a network's steps in seconds and its ratio to vanilla, the median over rounds of
+the ratio of the round's medians. Memory in MiB is on CUDA the peak that torch allocated for this network and its batch
+after the warm-up, and on the CPU what the backward keeps (unless compiled). A prediction is one forward of one patch in
+eval mode without deep supervision, not compiled, as in nnU-Net's sliding window.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the timing scripts share: the device, time and memory of a call, taking turns, what was measured on, the JSON file."""
+"""Shared by the timing scripts: device, time and memory of a call, taking turns, conditions of a measurement, JSON."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds from the start of a call to the end of the work it queued: CUDA events on the GPU, perf_counter elsewhere."""
+    """Seconds from the start of a call to the end of the work that it queued, by CUDA events on a GPU."""
     if device.type != "cuda":
         begin = time.perf_counter()
         call()
         return time.perf_counter() - begin
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()  # so that host work of the call itself counts, and nothing queued before it
+    torch.cuda.synchronize()  # so that nothing counts that was queued before
     start.record()
     call()
     end.record()
@@ -52,7 +52,7 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 def take_turns(
     calls: dict[str, Callable[[], object]], device: torch.device, rounds: int, number: int = 1
 ) -> dict[str, list[list[float]]]:
-    """Seconds of each call by name and round; `number` calls in a row, each round starting with another name."""
+    """Seconds of each call by name and round. A round makes `number` calls of each, and starts with another name each time."""
     times: dict[str, list[list[float]]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(rounds):
@@ -86,9 +86,9 @@ class _Kept:
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts what a backward keeps at most: bytes of distinct storages at one time, `known` ones (parameters) left out.
+    """Counts the largest number of bytes that are kept for a backward at one time, without `known` tensors (parameters).
 
-    The memory of a step on a machine that cannot tell its peak; without what operations need while they run.
+    It stands for the memory of a step on a CPU, and leaves out what operations need while they run.
     """
 
     def __init__(self, known: Iterable[torch.Tensor] = ()):
@@ -106,7 +106,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device, known: Iterable[torch.Tensor] = ()) -> int:
-    """Of one call, after others: on CUDA torch's peak of allocated bytes, on the CPU what its backward keeps."""
+    """Peak of allocated bytes of one call on CUDA; on the CPU what its backward keeps. Call it after a warm-up."""
     if device.type != "cuda":
         saved = SavedBytes(known)
         with saved:
@@ -120,7 +120,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device, known: Iterable
 
 
 def conditions(device: torch.device) -> dict:
-    """What the numbers depend on beside the code; `load_average` (1 minute) over `cpus` says that others used the machine."""
+    """What the numbers depend on beside the code. A `load_average` (1 minute) above 1 means that others used the machine."""
     return {
         "command": shlex.join(["python", "/".join(Path(sys.argv[0]).parts[-2:]), *sys.argv[1:]]),
         "torch": torch.__version__,
@@ -135,7 +135,7 @@ def conditions(device: torch.device) -> dict:
 
 
 def cpu_name() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
+    """The name of the processor on Linux, its architecture elsewhere."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

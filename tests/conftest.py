@@ -18,11 +18,11 @@ from throwaway import USER_TRAINERS, Environment, copy_project
 from nnunet_l2g.cli import main
 from nnunet_l2g.phantom import write_dataset
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell script that started the suite in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # so would all that is started here, and Ctrl-C is tested
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # set by a shell script that started the suite in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # child processes would inherit it, and Ctrl-C is tested
 
-# As many test processes as cores, and nnU-Net's own beside them: threads of several processes only wait for one another, and
-# some of oneDNN's do so at full speed. OMP_THREAD_LIMIT is no way out: with it oneDNN waits for threads that never come.
+# There are as many test processes as cores, and nnU-Net's own processes besides: more threads would only wait for each other,
+# some of oneDNN's at full speed. OMP_THREAD_LIMIT is not used because oneDNN then waits for threads that are never started.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -42,7 +42,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory, wheel):
-    """An environment with the wheel, for tests that change nothing in it."""
+    """An environment with the wheel, for tests that do not change it."""
     environment = Environment(tmp_path_factory.mktemp("installed") / "env")
     environment.pip("install", wheel)
     return environment
@@ -50,7 +50,7 @@ def installed(tmp_path_factory, wheel):
 
 @pytest.fixture
 def editable(tmp_path):
-    """An environment with an editable install of a copy of the project, not registered, and its files before."""
+    """An environment with an editable install of a copy of the project, not registered; `before`: its files before that."""
     environment = Environment(tmp_path / "env")
     environment.before = environment.files()
     environment.project = copy_project(tmp_path / "project")
@@ -68,7 +68,7 @@ def user_folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def planned(tmp_path_factory, worker_id):
-    """Two phantom datasets, planned and preprocessed for 3d_fullres and 2d: once, and a copy for each test process."""
+    """Two phantom datasets, planned and preprocessed for 3d_fullres and 2d. Made once, and copied for each test process."""
     folder = tmp_path_factory.mktemp("nnunet")
     if worker_id == "master":
         return plan_phantoms(folder)
@@ -86,19 +86,19 @@ def planned(tmp_path_factory, worker_id):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """nnU-Net's figure of progress takes longer than a test's epochs; the command lines' tests look for it."""
+    """Without nnU-Net's figure of progress, which takes longer than the epochs of a test."""
     monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
 
 
 @pytest.fixture
 def threads_for_processes(monkeypatch):
-    """nnU-Net's validation spawns two pools of processes, each of which imports torch: ten seconds of a test's one."""
+    """Threads instead of the two pools of processes of nnU-Net's validation, each of which imports torch for ten seconds."""
     monkeypatch.setattr(multiprocessing, "get_context", lambda *_: SimpleNamespace(Pool=ThreadPool))
 
 
 @pytest.fixture
 def nnunet_folders(planned, undrawn, monkeypatch, tmp_path):
-    """nnU-Net's variables in this process: planned data, results of this test's own."""
+    """Sets nnU-Net's variables in this process: the planned data, and a results folder of this test."""
     for name, value in planned.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
@@ -107,7 +107,7 @@ def nnunet_folders(planned, undrawn, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def adapted(planned, tmp_path_factory):
-    """Cine phantoms with labels, adapted to late enhancement phantoms whose labels are deleted first."""
+    """Cine phantoms with labels, adapted to late enhancement phantoms without labels."""
     project = Planned(tmp_path_factory.mktemp("adapted"))
     for kind in ("raw", "preprocessed"):
         shutil.copytree(planned.path(kind, PLAIN), project.path(kind, PLAIN))
@@ -124,7 +124,7 @@ def adapted(planned, tmp_path_factory):
 
 @pytest.fixture
 def adapted_folders(adapted, undrawn, monkeypatch, tmp_path):
-    """nnU-Net's variables, loaders without workers, results of this test's own; none of our figures of progress either."""
+    """Sets nnU-Net's variables for `adapted`, with loaders without workers, a results folder of this test, and no figures."""
     for module in ("nnunet_l2g.training.stages", "nnunet_l2g.trainers.base"):
         monkeypatch.setattr(f"{module}.draw_diagnostics", lambda *_: None)
     for name, value in adapted.variables.items():

@@ -1,4 +1,4 @@
-"""Two gloo processes on the CPU: stock nnU-Net's DDP wants nccl and GPUs."""
+"""Two gloo processes on the CPU, because stock nnU-Net's DDP needs nccl and GPUs."""
 
 import os
 import tempfile
@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# a spawned process imports torch and nnU-Net first, most of such a test; a fork server has done so once
+# a spawned process would import torch and nnU-Net first, which is most of the time of such a test; a fork server does it once
 START = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
 mp.get_context(START).set_forkserver_preload(["nnunet_l2g.trainers"])
 
 
 def run_two_processes(function, *arguments):
-    """Calls function(rank, *arguments) in two gloo processes; what they return, by rank. function is module-level."""
+    """What function(rank, *arguments) returns in two gloo processes, by rank. The function has to be module-level."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_process, (function, folder, arguments), nprocs=2, start_method=START)
         return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(2)]

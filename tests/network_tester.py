@@ -1,12 +1,13 @@
-"""One tester for all networks: what every architecture of ours has to hold, over the plans nnU-Net can make."""
+"""One tester for all networks: what each of our architectures has to fulfil, over the kinds of plans that nnU-Net makes."""
 
 import copy
+import math
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-torch.set_num_threads(1)  # the networks are tiny; two threads only wait for each other when the machine is busy
+torch.set_num_threads(1)  # the networks are tiny: more threads would only wait for each other
 
 # name: class, dimension, input channels, patch, strides
 PLANS = {
@@ -21,7 +22,7 @@ CLASSES = 3
 
 
 def make_backbone(plan: str, deep_supervision: bool = True) -> nn.Module:
-    """A small network of the kind a plan asks for, initialised as nnU-Net does. Same seed, same weights."""
+    """A small network of the kind that a plan asks for, initialised as nnU-Net does. The weights are the same each time."""
     cls, dim, channels, _, strides = PLANS[plan]
     torch.manual_seed(0)
     stages = len(strides)
@@ -58,7 +59,7 @@ def make_target(x: torch.Tensor) -> torch.Tensor:
 
 
 def training_loss(network, x):
-    """A loss over all outputs plus the auxiliary one."""
+    """A loss of all outputs plus the auxiliary loss."""
     outputs = network(x)
     outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
     loss = sum(output.float().square().mean() for output in outputs)
@@ -67,7 +68,7 @@ def training_loss(network, x):
 
 
 def smooth(network: nn.Module) -> nn.Module:
-    """SiLU in the place of each LeakyReLU, whose gradient jumps where other rounding moves a value across its kink."""
+    """Replaces each LeakyReLU by SiLU: the gradient of LeakyReLU jumps where rounding moves a value across 0."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.LeakyReLU):
@@ -76,7 +77,7 @@ def smooth(network: nn.Module) -> nn.Module:
 
 
 def train_steps(network, x, steps: int) -> float:
-    """A few optimiser steps as the trainer makes them; the last loss."""
+    """A few optimiser steps as the trainer makes them. Returns the last loss."""
     optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.9, nesterov=True)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -87,8 +88,19 @@ def train_steps(network, x, steps: int) -> float:
     return float(loss.detach())
 
 
+def check_network(make, plan: str):
+    """All checks below but torch.compile's. `make()` returns a new network for the plan, with the same weights each time."""
+    check_starts_as_plain(make(), plan)
+    check_logits_only(make(), plan)
+    check_every_parameter_learns(make(), plan)
+    check_saves_and_loads(make(), make(), plan)
+    check_copies(make(), plan)
+    check_plain_weights_load(make(), plan)
+    check_diagnostics(make(), plan)
+
+
 def check_starts_as_plain(network, plan: str):
-    """Same logits as the plan's plain network before the first step, in training and in eval, at every output."""
+    """The logits of every output equal the plain network's before the first step, in training and in eval mode."""
     plain, x = make_backbone(plan), make_input(plan)
     for mode in (True, False):
         expected, found = plain.train(mode)(x), network.train(mode)(x)
@@ -98,7 +110,7 @@ def check_starts_as_plain(network, plan: str):
 
 
 def check_logits_only(network, plan: str):
-    """eval without deep supervision: one tensor (B, classes, *patch); no state left behind."""
+    """eval without deep supervision returns one tensor (B, classes, *patch) and leaves no auxiliary loss."""
     network.eval().decoder.deep_supervision = False
     x = make_input(plan)
     with torch.no_grad():
@@ -109,8 +121,10 @@ def check_logits_only(network, plan: str):
 
 
 def check_every_parameter_learns(network, plan: str):
-    """Every parameter has a finite gradient at once (DDP), and after two steps each one is non-zero somewhere; frozen ones
-    never have one."""
+    """Every parameter has a finite gradient in the first step, as DDP needs it, and one that is not 0 after two steps.
+
+    Frozen parameters never have one.
+    """
     network.train()
     x = make_input(plan)
     for step in range(3):
@@ -128,7 +142,7 @@ def check_every_parameter_learns(network, plan: str):
 
 
 def check_saves_and_loads(network, other, plan: str):
-    """A strict load of a trained network into a fresh one, with and without deep supervision: identical logits."""
+    """A new network with the weights of a trained one has the same logits."""
     x = make_input(plan)
     train_steps(network.train(), x, 2)
     other.load_state_dict(copy.deepcopy(network.state_dict()))
@@ -138,10 +152,60 @@ def check_saves_and_loads(network, other, plan: str):
 
 
 def check_copies(network, plan: str):
-    """deepcopy after a training forward (an EMA teacher does it), same logits."""
+    """A deepcopy after a training forward, as an EMA teacher makes it, has the same logits."""
     x = make_input(plan)
     network.train()(x)
-    twin = copy.deepcopy(network)
+    copied = copy.deepcopy(network)
     with torch.no_grad():
-        for one, two in zip(network.eval()(x), twin.eval()(x), strict=True):
+        for one, two in zip(network.eval()(x), copied.eval()(x), strict=True):
             assert torch.equal(one, two)
+
+
+def check_plain_weights_load(network, plan: str):
+    """Weights of plain nnU-Net load as with -pretrained_weights, and what the plain network lacks keeps its values."""
+    plain = make_backbone(plan)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter)
+    before = {key: value.clone() for key, value in network.state_dict().items() if key not in plain.state_dict()}
+    network.plain_weights_only = True
+    assert set(network.state_dict()) == set(plain.state_dict())
+    network.load_state_dict(plain.state_dict())
+    assert network.plain_weights_loaded
+    network.plain_weights_only = False
+    for key, value in {**plain.state_dict(), **before}.items():
+        assert torch.equal(network.state_dict()[key], value), key
+
+
+def check_diagnostics(network, plan: str):
+    """After training steps there is a number for each key, in order."""
+    train_steps(network.train(), make_input(plan), 2)
+    values = network.diagnostics()
+    assert list(values) == network.diagnostic_keys() and all(math.isfinite(value) for value in values.values())
+
+
+def check_compiled(network, plan: str, make_target=make_target, backend="aot_eager", steps: int = 2):
+    """Compiled in train mode without a graph break, it has eager's losses, gradients and state in each of several steps."""
+    torch._dynamo.reset()
+    x, eager = make_input(plan), smooth(network).train()
+    raw = copy.deepcopy(eager)
+    compiled = torch.compile(raw, backend=backend, fullgraph=True)
+    pairs = [(eager, eager), (compiled, raw)]
+    optimizers = [torch.optim.SGD([p for p in one.parameters() if p.requires_grad], 1e-2) for _, one in pairs]
+    for _ in range(steps):
+        raw.load_state_dict(eager.state_dict())  # otherwise the rounding of one step would grow in the next
+        losses = []
+        for (forward, one), optimizer in zip(pairs, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = sum(output.square().mean() for output in forward(x)) + (one.auxiliary_loss(make_target(x)) or 0)
+            loss.backward()
+            losses.append(loss.detach())
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
+        for (name, one), two in zip(eager.named_parameters(), raw.parameters(), strict=True):
+            if one.requires_grad:
+                torch.testing.assert_close(two.grad, one.grad, rtol=2e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        for (_, one), optimizer in zip(pairs, optimizers, strict=True):
+            optimizer.step()
+            torch.manual_seed(4)
+            one.after_step()
+        for (name, one), two in zip(eager.state_dict().items(), raw.state_dict().values(), strict=True):
+            torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")

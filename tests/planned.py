@@ -1,4 +1,4 @@
-"""Phantom datasets planned and preprocessed once for all tests, by nnU-Net's own commands."""
+"""Phantom datasets that nnU-Net's own commands plan and preprocess, once for all tests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PLAIN, RICH = "Dataset981_PhantomPlain", "Dataset982_PhantomRich"  # RICH: two c
 TARGET, ADAPTED = "Dataset983_Late", "nnUNetPlans_to983"  # late enhancement for PLAIN to adapt to, and the plans for it
 SIZE, SPACING = (32, 32, 8), (3.6, 3.6, 10.0)
 FEATURES = 16  # at most, in each stage of the planned networks
-# nnU-Net spawns its workers, and each imports torch first: most of preprocessing a phantom
+# nnU-Net spawns its workers, and each imports torch, which is most of the time of preprocessing a phantom
 FORKED = "import multiprocessing as m; context = m.get_context; m.get_context = lambda _: context('fork'); "
-# nnU-Net draws 100 million foreground intensities for a fingerprint, however few voxels there are: most of planning a phantom
+# nnU-Net draws 100 million foreground intensities for a fingerprint, which is most of the time of planning a phantom
 FEW_SAMPLES = """
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor as Extractor
 run = Extractor.run
@@ -51,7 +51,7 @@ class Planned:
         return Path(self.folder, f"nnUNet_{kind}", *parts)
 
     def start(self, script: str, *args: object, prelude: str = "", **variables: str) -> subprocess.Popen:
-        """Starts one of nnU-Net's commands, away from the checkout; `prelude`: Python to run first; output as text."""
+        """Starts one of nnU-Net's commands outside the checkout, with text output. `prelude` is Python code to run first."""
         python, option, code, *rest = nnunet_command(script, [str(arg) for arg in args])
         return subprocess.Popen(
             [python, option, prelude + code, *rest],
@@ -64,7 +64,7 @@ class Planned:
         )
 
     def run(self, script: str, *args: object, fails: bool = False, prelude: str = "", **variables: str) -> str:
-        """The output of one of nnU-Net's commands, which has to end well (or badly, with `fails`)."""
+        """The output of one of nnU-Net's commands, whose exit status has to be 0, or not 0 with `fails`."""
         child = self.start(script, *args, prelude=prelude, **variables)
         output, _ = finish(child, 600)
         assert (child.returncode != 0) == fails, f"{script} {args}: exit status {child.returncode}\n{output}"
@@ -72,7 +72,7 @@ class Planned:
 
 
 def finish(child: subprocess.Popen, timeout: float) -> tuple[str, str | None]:
-    """communicate(); if that fails, no process of the child's session outlives it. The child has to lead one."""
+    """communicate(). If it fails, all processes of the child's session are killed. The child has to lead a session."""
     try:
         return child.communicate(timeout=timeout)
     except BaseException:
@@ -99,7 +99,7 @@ def plan_phantoms(folder: Path) -> Planned:
 
 
 def narrow(path: Path, first: int = 8, most: int = FEATURES) -> None:
-    """Gives the networks of a plans file few features. All else stays nnU-Net's plan."""
+    """Gives the networks of a plans file few features, and changes nothing else."""
     plans = json.loads(path.read_text())
     for name in ("2d", "3d_fullres"):
         network = plans["configurations"][name]["architecture"]["arch_kwargs"]

@@ -1,4 +1,4 @@
-"""Every method's trainer with a network and stages of seconds, on the adapted phantom, by nnU-Net's own loaders."""
+"""Trainers of all methods with small networks and short stages, on the adapted phantom, with nnU-Net's own loaders."""
 
 import json
 
@@ -14,7 +14,7 @@ EPOCHS = 4
 
 
 def make(folders, name, plans, results, continues=False):
-    """A trainer as nnU-Net's command makes it, with a small network; its results in a folder of its own."""
+    """A trainer as nnU-Net's command makes it, with a small network and its own results folder."""
     folder = folders.path("preprocessed", PLAIN)
     content = json.loads((folder / f"{plans}.json").read_text()) | {"continue_training": continues}
     if "GLUA" in name:
@@ -34,7 +34,7 @@ def make(folders, name, plans, results, continues=False):
 
 
 def flatten(state, prefix=""):
-    """The leaves of a nested state as arrays, by their path."""
+    """The leaves of a nested state as arrays, by path."""
     if isinstance(state, dict):
         return {k: v for key, value in state.items() for k, v in flatten(value, f"{prefix}.{key}").items()}
     if isinstance(state, (list, tuple)):

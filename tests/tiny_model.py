@@ -1,4 +1,4 @@
-"""Model folders as nnU-Net leaves them, with untrained networks small enough for seconds; no nnU-Net command is run."""
+"""Model folders as nnU-Net writes them, with small untrained networks. No nnU-Net command is run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnunet_l2g.inspect.model import load_model
 from nnunet_l2g.lookup import find_trainer
 
 INTENSITIES = {"mean": 200.0, "std": 50.0, "percentile_00_5": 50.0, "percentile_99_5": 350.0}
-# a proper rotation without an axis in a coordinate plane
+# a rotation with no axis in a coordinate plane
 OBLIQUE = (0.36, 0.48, -0.8, -0.8, 0.6, 0.0, 0.48, 0.64, 0.6)
 
 
@@ -80,7 +80,7 @@ def write_model(
     folder: Path, trainer: str = "nnUNetTrainer", plans: dict | None = None, labels: dict | None = None, names=("image",),
     ending: str = ".nii.gz", regions_class_order=None, **checkpoint,
 ) -> Path:  # fmt: skip
-    """The model folder, with fold_0/checkpoint_final.pth. `checkpoint`: entries beside or instead of nnU-Net's."""
+    """A model folder with fold_0/checkpoint_final.pth. `checkpoint` are entries that are added to it or replaced in it."""
     torch.manual_seed(0)
     plans = plans or make_plans()
     labels = labels or {"background": 0, "organ": 1, "lesion": 2}

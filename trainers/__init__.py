@@ -1,69 +1,29 @@
-"""The trainers nnU-Net finds by name; those with lengths and runs in their names are made on request."""
+"""The trainers that nnU-Net finds by name. Those with lengths and runs in their names are made on request."""
 
 from __future__ import annotations
 
 import sys
 
-from nnunet_l2g.trainers.glua import (
-    nnUNetTrainerGLUA,
-    nnUNetTrainerGLUANoMask,
-    nnUNetTrainerGLUANoTranslation,
-    nnUNetTrainerGLUATranslationOnly,
-)
-from nnunet_l2g.trainers.glua_self_training import nnUNetTrainerGLUASelfTraining
-from nnunet_l2g.trainers.glua_sign_only import nnUNetTrainerGLUASignOnly
-from nnunet_l2g.trainers.grcsf import (
-    nnUNetTrainerDiceFocal,
-    nnUNetTrainerGRCSF,
-    nnUNetTrainerGRCSFDoGResidual,
-    nnUNetTrainerGRCSFFocal,
-    nnUNetTrainerGRCSFNoGCU,
-    nnUNetTrainerGRCSFNoRCU,
-    nnUNetTrainerGRCSFOtherResidual,
-)
-from nnunet_l2g.trainers.l2gnet import (
-    nnUNetTrainerL2GNet,
-    nnUNetTrainerL2GNetAuxiliaryHead,
-    nnUNetTrainerL2GNetFixedReferences,
-    nnUNetTrainerL2GNetNearestReference,
-    nnUNetTrainerL2GNetNoCodebook,
-    nnUNetTrainerL2GNetNoReadout,
-    nnUNetTrainerL2GNetOneReference,
-)
-from nnunet_l2g.trainers.random_intensity import nnUNetTrainerRandomIntensity
+from nnunet_l2g.trainers import glua, glua_self_training, glua_sign_only, grcsf, l2gnet, random_intensity
 from nnunet_l2g.training.names import make_trainer
 
-__all__ = [  # noqa: RUF022, in the order of README's table
-    "nnUNetTrainerL2GNet",
-    "nnUNetTrainerL2GNetNoCodebook",
-    "nnUNetTrainerL2GNetNearestReference",
-    "nnUNetTrainerL2GNetFixedReferences",
-    "nnUNetTrainerL2GNetOneReference",
-    "nnUNetTrainerL2GNetNoReadout",
-    "nnUNetTrainerL2GNetAuxiliaryHead",
-    "nnUNetTrainerGRCSF",
-    "nnUNetTrainerGRCSFFocal",
-    "nnUNetTrainerGRCSFNoGCU",
-    "nnUNetTrainerGRCSFNoRCU",
-    "nnUNetTrainerGRCSFOtherResidual",
-    "nnUNetTrainerGRCSFDoGResidual",
-    "nnUNetTrainerDiceFocal",
-    "nnUNetTrainerGLUA",
-    "nnUNetTrainerGLUATranslationOnly",
-    "nnUNetTrainerGLUANoMask",
-    "nnUNetTrainerGLUANoTranslation",
-    "nnUNetTrainerGLUASignOnly",
-    "nnUNetTrainerGLUASelfTraining",
-    "nnUNetTrainerRandomIntensity",
-]
+# All trainers of these modules, in the order in which the modules and their classes are written.
+_TRAINERS = {
+    name: value
+    for module in (l2gnet, grcsf, glua, glua_sign_only, glua_self_training, random_intensity)
+    for name, value in vars(module).items()
+    if name.startswith("nnUNetTrainer") and value.__module__ == module.__name__
+}
+globals().update(_TRAINERS)
+__all__ = list(_TRAINERS)
 
 
 def __getattr__(name: str) -> type:
-    """`nnUNetTrainerL2GNet_20epochs`, `nnUNetTrainer_run2` and others, kept in this module: pickle and identity hold."""
+    """`nnUNetTrainerL2GNet_20epochs`, `nnUNetTrainer_run2` and others. They are kept in this module, where pickle looks."""
     try:
-        trainer = make_trainer(name, {known: globals()[known] for known in __all__}, __name__)
+        trainer = make_trainer(name, _TRAINERS, __name__)
     except AttributeError:
-        if name.startswith(tuple(f"{known}_" for known in __all__)):  # a slip, or a user's own trainer elsewhere
+        if name.startswith(tuple(f"{known}_" for known in __all__)):  # a typing error, or a trainer of the user elsewhere
             print(
                 f"nnunet_l2g has no {name} (names are <Trainer>, <Trainer>_<N>epochs, <Trainer>_<N>epochs_<M>iterations, each "
                 "also with _run<K>: nnUNetTrainerL2GNet_20epochs_run2); nnU-Net looks further.",

@@ -1,4 +1,4 @@
-"""nnUNetTrainerGRCSF, its twins, and the control with the same loss."""
+"""nnUNetTrainerGRCSF, its ablations, and a control with the same loss."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from nnunet_l2g.training.stages import Stage
 
 
 class nnUNetTrainerGRCSF(PluginTrainer):
-    """GRCSF on nnU-Net's plans: first a masked autoencoder on the fold's training images, then the segmenter it guides.
+    """GRCSF on nnU-Net's plans: pretrains a masked autoencoder on the fold's training images, then trains the segmenter.
 
     Attributes
     ----------
     pretraining_share : float
-        Epochs of the autoencoder for each epoch of the segmenter, with as many iterations; at least one.
+        Epochs of the autoencoder for each epoch of the segmenter, at least one in all.
     leave_out_labelled : bool
-        Tokens with a labelled voxel stay out of the autoencoder's loss: it learns what is healthy. Where labels cover whole
-        organs, set it to False.
+        Tokens with a labelled voxel do not count in the loss of the autoencoder, which is to learn healthy tissue. Set it to
+        False where labels cover whole organs.
     weight_dice : float
-        Of Dice beside the focal loss.
+        Weight of the Dice loss beside the focal loss.
     picture_every : int
-        Epochs between two pictures compensation.png; the last epoch always has one.
+        Epochs between two pictures compensation.png. The last epoch always has one.
     """
 
     network_class = GRCSF
@@ -45,18 +45,13 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         return use_focal_loss(super()._build_loss(), weight_dice=self.weight_dice)
 
     def get_tr_and_val_datasets(self):
-        """nnU-Net's, refused before any training if there is nothing to learn from."""
+        """nnU-Net's datasets. UserError if there is nothing to learn from, before anything is trained."""
         training, validation = super().get_tr_and_val_datasets()
         cases = list(training.identifiers)
-        if len(cases) < 2 and self.raw_network.autoencoder is not None:
-            raise UserError(
-                f"fold {self.fold} has {len(cases)} training case, expected at least 2: the masked autoencoder would memorise "
-                "it. Use a fold with more cases, or `all`."
-            )
         if not any(has_foreground(training.load_case(case)[3]) for case in cases):
             raise UserError(
-                f"fold {self.fold} has no labelled voxel in its {len(cases)} training cases: nothing to segment can be "
-                "learnt. Look at labelsTr, or at splits_final.json."
+                f"fold {self.fold} has no labelled voxel in its {len(cases)} training cases, expected at least one. Check "
+                "labelsTr and splits_final.json."
             )
         return training, validation
 
@@ -65,14 +60,14 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         if autoencoder is None:
             return []
         network = decode_settings(self.raw_network.settings)
-        of_the_autoencoder = ("autoencoder_", "channels", "format", "token_size")
-        settings = {key: value for key, value in network.items() if key.startswith(of_the_autoencoder)}
+        kept = ("autoencoder_", "channels", "format", "token_size")
+        settings = {key: value for key, value in network.items() if key.startswith(kept)}
         settings |= {
             "dataset": self.plans_manager.dataset_name,
             "plans": self.plans_manager.plans_name,
             "configuration": self.configuration_name,
             "fold": self.fold,
-            "batch_size": self.configuration_manager.batch_size,  # of all processes
+            "batch_size": self.configuration_manager.batch_size,  # of all processes together
         }
         stage = AutoencoderStage(
             autoencoder,
@@ -87,9 +82,9 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         return [stage]
 
     def _labelled(self, target: torch.Tensor) -> torch.Tensor:
-        """(B, 1 or regions, *patch) targets of nnU-Net's loader -> (B, 1, *patch) bool; ignored voxels are not labelled."""
+        """Where targets (B, 1 or regions, *patch) of nnU-Net's loader are labelled, (B, 1, *patch). Ignored voxels are not."""
         ignore = self.label_manager.ignore_label
-        if self.label_manager.has_regions:  # nnU-Net appends the ignored voxels as a channel
+        if self.label_manager.has_regions:  # nnU-Net appends a channel of ignored voxels
             return (target[:, : -1 if ignore is not None else None] != 0).any(1, keepdim=True)
         return (target != 0) & (target != (0 if ignore is None else ignore))
 
@@ -103,7 +98,7 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         return labelled_patch(self.get_tr_and_val_datasets()[1], self.configuration_manager.patch_size)
 
     def draw_picture(self, when: str) -> None:
-        """compensation.png in the output folder: the same validation patch each time."""
+        """Writes compensation.png to the output folder, of the same validation patch each time."""
         network = self.raw_network
         image = torch.from_numpy(self._pictured.image)[None].to(self.device)  # (1, C, *patch)
         explained = {key: value[0].cpu().numpy() for key, value in network.explain(image).items()}
@@ -111,48 +106,46 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         prediction = self.label_manager.convert_logits_to_segmentation(logits).numpy()  # (*patch)
         labels = {v: k for k, v in self.dataset_json["labels"].items() if isinstance(v, int) and v > 0}
         if self.label_manager.has_regions:
-            labels = dict(zip(self.dataset_json["regions_class_order"], self._region_names(), strict=True))
+            regions = [name for name, value in self.dataset_json["labels"].items() if name != "ignore" and value != 0]
+            labels = dict(zip(self.dataset_json["regions_class_order"], regions, strict=True))
         kind = "training" if self.fold == "all" else "validation"
         caption = f"{self.plans_manager.dataset_name}, {kind} case {self._pictured.case}, {when}"
         filename = f"{self.output_folder}/compensation.png"
         with not_worth_a_training(self.print_to_log_file):
             draw_compensation(self._pictured.image, self._pictured.reference, prediction, explained, labels, caption, filename)
 
-    def _region_names(self) -> list[str]:
-        return [k for k, v in self.dataset_json["labels"].items() if k != "ignore" and v != 0]
-
 
 class nnUNetTrainerGRCSFFocal(nnUNetTrainerGRCSF):
-    """Focal loss alone, as for coronary calcium in the paper."""
+    """Only the focal loss, as for coronary calcium in the paper."""
 
     weight_dice = 0.0
 
 
 class nnUNetTrainerGRCSFNoGCU(nnUNetTrainerGRCSF):
-    """Twin: no Global Compensation Unit."""
+    """Ablation: no Global Compensation Units."""
 
     network_settings = {"gcu": False}
 
 
 class nnUNetTrainerGRCSFNoRCU(nnUNetTrainerGRCSF):
-    """Twin: no Region Compensation Unit, so no autoencoder either."""
+    """Ablation: no Region Compensation Units, and so no autoencoder."""
 
     network_settings = {"residual": None}
 
 
 class nnUNetTrainerGRCSFOtherResidual(nnUNetTrainerGRCSF):
-    """Twin: the Region Compensation Unit is shown another image's residual maps. Is it the map, or the parameters?"""
+    """Ablation: the Region Compensation Units read the residual maps of another image. Is it the map, or the parameters?"""
 
     network_settings = {"residual": "other"}
 
 
 class nnUNetTrainerGRCSFDoGResidual(nnUNetTrainerGRCSF):
-    """Twin: a difference of Gaussians in the place of the residual maps."""
+    """Ablation: a difference of Gaussians replaces the residual maps."""
 
     network_settings = {"residual": "dog"}
 
 
 class nnUNetTrainerDiceFocal(nnUNetTrainerGRCSF):
-    """Control: plain nnU-Net with GRCSF's loss."""
+    """Control: plain nnU-Net with the loss of GRCSF."""
 
     network_settings = {"gcu": False, "residual": None}

@@ -1,13 +1,11 @@
-"""nnUNetTrainerL2GNet and its ablations: the same network with one part taken away."""
+"""nnUNetTrainerL2GNet and its ablations, the same network with one part removed."""
 
 from __future__ import annotations
-
-import torch
 
 from nnunet_l2g.architectures import L2GNet
 from nnunet_l2g.trainers.base import PluginTrainer
 
-REGIONS_KEY = "nnunet_l2g_regions"  # in the plans: nnU-Net builds a network without saying what its outputs are
+REGIONS_KEY = "nnunet_l2g_regions"  # in the plans, as nnU-Net does not tell a network whether its outputs are regions
 
 
 class nnUNetTrainerL2GNet(PluginTrainer):
@@ -16,18 +14,13 @@ class nnUNetTrainerL2GNet(PluginTrainer):
     network_class = L2GNet
     figure_name = "progress_l2gnet.png"
 
-    def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.label_manager.has_regions:
-            self.plans_manager.plans[REGIONS_KEY] = True  # nnU-Net writes the plans into the model's folder
-
     @classmethod
     def settings_for(cls, plans_manager) -> dict:
         return cls.network_settings | ({"regions": True} if plans_manager.plans.get(REGIONS_KEY) else {})
 
     def initialize(self):
+        if self.label_manager.has_regions:
+            self.plans_manager.plans[REGIONS_KEY] = True  # nnU-Net writes these plans into the model folder
         super().initialize()
         if hasattr(self.raw_network.l2g, "placement_step"):  # the first epoch of a long training, 5 % of a short one
             steps = self.num_epochs * self.num_iterations_per_epoch
@@ -35,19 +28,19 @@ class nnUNetTrainerL2GNet(PluginTrainer):
 
 
 class nnUNetTrainerL2GNetNoCodebook(nnUNetTrainerL2GNet):
-    """Ablation: tokens are transported, in the place of their codes."""
+    """Ablation: the tokens are transported instead of their codes."""
 
     network_settings = {"codebook": False}
 
 
 class nnUNetTrainerL2GNetNearestReference(nnUNetTrainerL2GNet):
-    """Ablation: the nearest reference in the place of the transport."""
+    """Ablation: each token belongs to its nearest reference, without transport."""
 
     network_settings = {"nearest": True}
 
 
 class nnUNetTrainerL2GNetFixedReferences(nnUNetTrainerL2GNet):
-    """Ablation: what references collect from the image does not move them."""
+    """Ablation: references are not moved by what they collect from the image."""
 
     network_settings = {"moved": False}
 
@@ -59,12 +52,12 @@ class nnUNetTrainerL2GNetOneReference(nnUNetTrainerL2GNet):
 
 
 class nnUNetTrainerL2GNetNoReadout(nnUNetTrainerL2GNet):
-    """Ablation: the losses alone, logits are nnU-Net's."""
+    """Ablation: only the losses are added, and the logits are those of nnU-Net's decoder."""
 
     network_settings = {"readout": False}
 
 
 class nnUNetTrainerL2GNetAuxiliaryHead(nnUNetTrainerL2GNet):
-    """Ablation: an ordinary 1x1 head in the place of the references, with the same weight and read-out."""
+    """Ablation: a 1x1 head replaces the references, with the same weight of the loss and the same read-out."""
 
     network_settings = {"auxiliary_head": True}

@@ -1,4 +1,4 @@
-"""The stage that trains GRCSF's masked autoencoder on the fold's training images."""
+"""The pretraining stage of GRCSF: its masked autoencoder is trained on the training images of the fold."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from nnunet_l2g.training.distributed import average_gradients
 from nnunet_l2g.training.precision import bfloat16_where_possible
 from nnunet_l2g.training.stages import Stage
 
-MEMORISES = 1.1  # validation error over training error
+MEMORISES = 1.1  # validation error / training error, above which a warning is logged
 
 
 class AutoencoderStage(Stage):
-    """AdamW with warm-up and cosine decay on the autoencoder's likelihood, under the segmenter's own augmentation.
+    """Trains on the autoencoder's likelihood by AdamW with warm-up and cosine decay, under the augmentation of the segmenter.
 
     Parameters
     ----------
     autoencoder : MaskedAutoencoder
-        Frozen before and after.
+        It is frozen before and after.
     device : torch.device
     epochs, iterations, validation_iterations, settings
         See Stage.
     left_out : callable or None
-        (B, 1 or regions, *patch) targets -> (B, 1, *patch) bool: a token with such a voxel stays out of the loss. Labels are
-        lesions, and healthy tissue is what is to be learnt.
-    lr, weight_decay : float
+        Targets (B, 1 or regions, *patch) -> (B, 1, *patch) bool. A token with such a voxel does not count in the loss: labels
+        are lesions, and the autoencoder is to learn healthy tissue.
     draw : callable or None
         Called after each epoch, for a picture.
     """
@@ -38,7 +37,8 @@ class AutoencoderStage(Stage):
         "every token has a labelled voxel. If labels cover whole organs and not lesions, train a subclass of the trainer with "
         "leave_out_labelled = False."
     )
-    keys = ("loss", "error")  # likelihood, mean |x - mean| in units of the normalised image
+    keys = ("loss", "error")  # negative log likelihood, mean |x - mean| in units of the normalised image
+    lr, weight_decay = 5e-4, 0.05
 
     def __init__(
         self,
@@ -49,15 +49,11 @@ class AutoencoderStage(Stage):
         validation_iterations: int,
         settings: Mapping,
         left_out: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        lr: float = 5e-4,
-        weight_decay: float = 0.05,
         draw: Callable[[], None] | None = None,
     ):
-        hyperparameters = {"leave_out_labelled": left_out is not None, "lr": lr, "weight_decay": weight_decay}
+        hyperparameters = {"leave_out_labelled": left_out is not None, "lr": self.lr, "weight_decay": self.weight_decay}
         super().__init__(epochs, iterations, validation_iterations, {**settings, **hyperparameters})
-        self.module, self.device = autoencoder, device
-        self.draw = draw
-        self.left_out, self.lr, self.weight_decay = left_out, lr, weight_decay
+        self.module, self.device, self.left_out, self.draw = autoencoder, device, left_out, draw
 
     def begin(self) -> None:
         self.module.requires_grad_(True)
@@ -75,7 +71,7 @@ class AutoencoderStage(Stage):
         average_gradients(self.module.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         norm, loss, error, share = _read(norm, loss, error, share)
-        if not math.isfinite(norm):  # the same on all processes; run_stage stops before the weights are spoilt
+        if not math.isfinite(norm):  # the same in all processes. run_stage stops, and the weights stay finite
             return {"loss": float("nan"), "error": error}
         self.optimizer.step()
         self.scheduler.step()
@@ -102,8 +98,8 @@ class AutoencoderStage(Stage):
         ratio = values["validation_error"] / max(values["train_error"], 1e-8)
         if epoch + 1 == self.epochs and ratio > MEMORISES:
             log(
-                f"WARNING: the autoencoder's error is {ratio:.2f} times larger on validation than on training images: it has "
-                "begun to memorise these, and its residual maps will be larger on new images. Fewer epochs would do."
+                f"WARNING: the autoencoder's error is {ratio:.2f} times larger on validation than on training images. It has "
+                "begun to memorise these, and its residual maps will be larger on new images. Train it for fewer epochs."
             )
 
     def end(self) -> None:
@@ -121,12 +117,12 @@ class AutoencoderStage(Stage):
 
 
 def _read(*values: torch.Tensor) -> list[float]:
-    """Tensors () as numbers, waiting for the device once."""
+    """Numbers of tensors (). The CPU waits for the device only once."""
     return torch.stack([value.detach().float() for value in values]).tolist()
 
 
 def warm_cosine(step: int, steps: int) -> float:
-    """Factor of the learning rate: linear over the first 5 % of steps, then half a cosine to 1 % of it."""
+    """Factor of the learning rate: it rises linearly over the first 5 % of the steps, then falls as a half cosine to 1 %."""
     warm = max(1, round(0.05 * steps))
     if step < warm:
         return (step + 1) / warm

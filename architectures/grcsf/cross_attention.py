@@ -1,4 +1,4 @@
-"""Multi-head attention of one set of tokens to another."""
+"""Multi-head attention from one set of tokens to another."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ class CrossAttention(nn.Module):
     dim : int
         Width of queries, keys, values and output, and of all heads together.
     heads : int
+        A divisor of dim.
 
     Shapes
     ------
     forward: queries (B, n, dim), keys (B, m, dim), values (B, m, dim) -> (B, n, dim)
-
-    Raises ValueError if heads does not divide dim.
     """
 
     def __init__(self, dim: int, heads: int = 4):
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise ValueError(f"heads is {heads}, expected a divisor of dim, {dim}")
         self.heads = heads
         self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim, bias=False)  # softmax is blind to a bias of the keys
+        self.key = nn.Linear(dim, dim, bias=False)  # a bias of the keys would not change the softmax
         self.value = nn.Linear(dim, dim)
         self.project = nn.Linear(dim, dim)
 
@@ -43,7 +40,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Pre-norm transformer block whose attention reads a context: (B, n, dim), (B, m, dim) -> (B, n, dim)."""
+    """Transformer block with pre-norm whose attention reads a context: (B, n, dim), (B, m, dim) -> (B, n, dim)."""
 
     def __init__(self, dim: int, heads: int = 4, mlp_ratio: float = 4.0):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A masked autoencoder on a plan's patch that predicts each hidden voxel's mean and scale."""
+"""A masked autoencoder on a plan's patch that predicts the mean and the scale of each masked voxel."""
 
 from __future__ import annotations
 
@@ -13,61 +13,58 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from nnunet_l2g.architectures.grcsf.cross_attention import CrossAttentionBlock
-from nnunet_l2g.architectures.grcsf.partition import Partition, make_partition
-from nnunet_l2g.architectures.grcsf.patches import patchify, sincos_positions, token_grid, unpatchify
+from nnunet_l2g.architectures.grcsf.patches import Partition, make_partition, patchify, sincos_positions, token_grid, unpatchify
 from nnunet_l2g.training.gaussian_blur import gaussian_blur
 
 SETS = {50: 2, 75: 4}  # masking ratio in percent: number of complementary visible sets
-QUARTERS = SETS[75]  # these are encoded; two of them make a visible set of 50 %
+QUARTERS = SETS[75]  # quarters of the tokens are encoded; two of them are a visible set of 50 %
 
 
 class Reconstruction(NamedTuple):
-    """mean and residual (B, C, *patch), float32: each voxel as predicted while masked, and (x - mean) / scale."""
+    """mean and residual (B, C, *patch), float32: what was predicted for each voxel while masked, and (x - mean) / scale."""
 
     mean: torch.Tensor
     residual: torch.Tensor
 
 
 class MaskedAutoencoder(nn.Module):
-    r"""Reconstructs masked tokens from the visible ones [1]; the encoder never sees a masked voxel.
+    r"""Reconstructs masked tokens from the visible ones [1]. The encoder never sees a masked voxel.
 
-    Every voxel is predicted as a Laplace distribution with mean :math:`\mu` and scale b, on the image's own scale
-    (normalised-pixel targets would discard a token's mean and contrast). The loss is its negative log likelihood on
-    masked tokens:
+    Every voxel is predicted as a Laplace distribution with mean :math:`\mu` and scale b, in the units of the image. (Targets
+    normalised for each token would discard its mean and contrast.) The loss is the negative log likelihood of masked tokens:
 
     .. math::
         L = \frac{1}{|M|} \sum_{i \in M} \frac{|x_i - \mu_i|}{b_i} + \log b_i
 
-    so :math:`(x - \mu) / b` is an error relative to the error to be expected there: edges and texture, which reconstruct
-    badly everywhere, do not stand out by that alone. :math:`\mu` is a correction to a smooth background, which continues the
-    visible tokens' means into the masked ones (normalised convolution [2]): colour and shading need not be learnt.
+    So :math:`(x - \mu) / b` is the error relative to the error that is expected there. Edges and texture, which are hard to
+    reconstruct everywhere, do not stand out by that alone. :math:`\mu` is a correction to a smooth background, which continues
+    the means of visible tokens into the masked ones (normalised convolution [2]). Colour and shading need not be learnt.
 
-    Complementary masks (see Partition) replace random ones: four quarters of the tokens, each encoded for itself, once. At
-    75 % the decoder reads one of them, at 50 % two, so that both ratios cost one encoder pass over all tokens in all; the
-    result is deterministic.
+    Complementary masks (see Partition) replace random ones. Each of four quarters of the tokens is encoded once, by itself.
+    At 75 % the decoder reads one quarter, at 50 % two of them. So both ratios together cost one encoder pass over all tokens,
+    and the result is deterministic.
 
     Parameters
     ----------
     channels : int
-        C. All channels are reconstructed together, each from all.
+        C. All channels are reconstructed together.
     patch_size, token_size : sequence of int
         (D,) voxels; the token size divides the patch.
     width, depth : int
-        Of the encoder, timm's transformer blocks with heads of 64.
+        Of the encoder: timm's transformer blocks with heads of width 64.
     decoder_width, decoder_depth : int
-        Of the decoder, which computes masked tokens only: they read the visible ones by cross-attention.
+        Of the decoder. It computes masked tokens only, which read the visible ones by cross-attention.
     min_scale : float
         Lower bound of b, in units of the normalised image.
 
     Shapes
     ------
-    forward: (B, C, *patch) -> dict of masking ratio in percent to Reconstruction. Any spatial shape of at least 4 tokens
-    works; that of the plan needs nothing computed anew.
+    forward: (B, C, *patch) -> dict of masking ratio in percent to Reconstruction
 
     Raises
     ------
     ValueError
-        If a token size does not divide its axis, the image has other channels, or there are fewer tokens than sets.
+        If a token size does not divide its axis, or an image has other channels or another shape than the patch.
 
     References
     ----------
@@ -88,7 +85,6 @@ class MaskedAutoencoder(nn.Module):
     ):
         super().__init__()
         self.channels, self.token_size, self.min_scale = channels, tuple(token_size), min_scale
-        self.width, self.decoder_width = width, decoder_width
         self.grid = token_grid(patch_size, token_size)
         voxels = channels * math.prod(token_size)  # C T
         self.embed = nn.Linear(voxels, width)
@@ -104,50 +100,45 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        tables = self._tables(self.grid)
-        self._table_names = tuple(tables)
+        # Tables, which are no weights: positions (N, width) and (N, decoder width), and the partitions for use after training.
+        order = torch.randperm(math.prod(self.grid), generator=torch.Generator().manual_seed(0))
+        tables = {"position": sincos_positions(self.grid, width)}
+        tables["decoder_position"] = sincos_positions(self.grid, decoder_width)
+        for ratio, sets in SETS.items():
+            tables |= {f"{key}_{ratio}": value for key, value in make_partition(order, sets)._asdict().items()}
         for name, tensor in tables.items():
-            self.register_buffer(name, tensor, persistent=False)  # not a weight: made from the grid
+            self.register_buffer(name, tensor, persistent=False)
 
     @staticmethod
     def resolve(arguments: Mapping) -> dict:
-        """The given arguments and the defaults of all others that the weights depend on."""
+        """The given arguments and the defaults of all others that the weights depend on, for the settings of a network."""
         bound = inspect.signature(MaskedAutoencoder).bind(0, (), (), **arguments)
         bound.apply_defaults()
         return {key: value for key, value in bound.arguments.items() if key not in ("channels", "patch_size", "token_size")}
 
-    def _tables(self, grid: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Positions (N, width) and (N, decoder width), and the two partitions used after training."""
-        order = torch.randperm(math.prod(grid), generator=torch.Generator().manual_seed(0))
-        tables = {"position": sincos_positions(grid, self.width)}
-        tables["decoder_position"] = sincos_positions(grid, self.decoder_width)
-        for ratio, sets in SETS.items():
-            tables |= {f"{key}_{ratio}": value for key, value in make_partition(order, sets)._asdict().items()}
-        return tables
+    def _tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, *patch) -> (B, N, C T)."""
+        expected = (self.channels, *(g * t for g, t in zip(self.grid, self.token_size, strict=True)))
+        if tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"the image has shape {tuple(x.shape[1:])}, expected channels and patch {expected}, as in training"
+            )
+        return patchify(x, self.token_size)
 
-    def _tables_for(self, x: torch.Tensor) -> tuple[tuple[int, ...], dict[str, torch.Tensor]]:
-        if x.shape[1] != self.channels:
-            raise ValueError(f"the image has {x.shape[1]} channels, expected {self.channels}, as in training")
-        grid = token_grid(x.shape[2:], self.token_size)
-        if grid == self.grid:
-            return grid, {name: getattr(self, name) for name in self._table_names}
-        tables = self._tables(grid)
-        return grid, {name: tensor.to(getattr(self, name)) for name, tensor in tables.items()}
-
-    def encode(self, tokens: torch.Tensor, visible: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """tokens (B, N, C T), visible (Q, n), position (N, width) -> (B, Q, n, width): each set for itself."""
-        seen = self.embed(tokens[:, visible]) + position[visible]  # (B, Q, n, width)
+    def encode(self, tokens: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """tokens (B, N, C T), visible (Q, n) -> (B, Q, n, width): each set by itself."""
+        seen = self.embed(tokens[:, visible]) + self.position[visible]  # (B, Q, n, width)
         return self.norm(self.blocks(seen.flatten(0, 1))).unflatten(0, (-1, len(visible)))
 
-    def background(self, tokens: torch.Tensor, visible: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-        """tokens (B, N, C T), visible (S, n) -> (B, S, N, C T): visible means, continued and interpolated between centres."""
-        batch, sets = tokens.shape[0], len(visible)  # len() would fix the batch size of an exported network
+    def background(self, tokens: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """tokens (B, N, C T), visible (S, n) -> (B, S, N, C T): means of visible tokens, continued and interpolated."""
+        batch, sets, grid = tokens.shape[0], len(visible), self.grid  # len(tokens) would fix the batch of an exported network
         means = tokens.float().unflatten(2, (self.channels, -1)).mean(-1)  # (B, N, C)
         seen = torch.zeros(sets, tokens.shape[1], device=tokens.device).scatter_(1, visible, 1.0)  # (S, N)
         known = (means[:, None] * seen[..., None]).transpose(2, 3).flatten(0, 1).unflatten(2, grid)  # (B S, C, *grid)
         weight = seen.repeat(batch, 1)[:, None].unflatten(2, grid)  # (B S, 1, *grid)
         total, norm = 0, 0
-        for share, sigma in ((1.0, 0.7), (1e-3, 2.0)):  # the wide one counts where nothing near is visible
+        for share, sigma in ((1.0, 0.7), (1e-3, 2.0)):  # the wide one counts where no token nearby is visible
             total = total + share * gaussian_blur(known, sigma)
             norm = norm + share * gaussian_blur(weight, sigma)
         overall = known.flatten(2).sum(2) / weight.flatten(2).sum(2)  # (B S, C)
@@ -173,57 +164,54 @@ class MaskedAutoencoder(nn.Module):
         correction, scale = self.head(self.head_norm(x)).float().chunk(2, -1)  # (B S, m, C T) each
         return background + correction, self.min_scale + F.softplus(scale)
 
-    def predict(self, latent, tokens, visible, masked, grid: Sequence[int], tables):
+    def predict(self, latent, tokens, visible, masked) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and scale of masked tokens (S, m) from visible ones (S, n): (B, S, m, C T) each, float32.
 
         latent : (B, Q, n_q, width), the encoded sets that `visible` consists of, Q / S for each of its rows
         """
         sets = len(visible)
         latent = latent.unflatten(1, (sets, -1)).flatten(2, 3).flatten(0, 1)  # (B S, n, width)
-        background = self.background(tokens, visible, grid)  # (B, S, N, C T)
+        background = self.background(tokens, visible)  # (B, S, N, C T)
         index = masked[None, :, :, None].expand(tokens.shape[0], -1, -1, tokens.shape[2])
         background = background.gather(2, index).flatten(0, 1)  # (B S, m, C T)
-        mean, scale = self.decode(latent, background, tables["decoder_position"][masked])
+        mean, scale = self.decode(latent, background, self.decoder_position[masked])
         return mean.unflatten(0, (-1, sets)), scale.unflatten(0, (-1, sets))
 
     def forward(self, x: torch.Tensor) -> dict[int, Reconstruction]:
-        grid, tables = self._tables_for(x)
-        tokens = patchify(x, self.token_size)  # (B, N, C T)
-        latent = self.encode(tokens, tables["visible_75"], tables["position"])  # (B, 4, N / 4, width)
-        return {ratio: self._reconstruct(latent, tokens, grid, ratio, tables) for ratio in SETS}
+        tokens = self._tokens(x)  # (B, N, C T)
+        latent = self.encode(tokens, self.visible_75)  # (B, 4, N / 4, width)
+        return {ratio: self._reconstruct(latent, tokens, ratio) for ratio in SETS}
 
-    def _reconstruct(self, latent, tokens, grid, ratio: int, tables) -> Reconstruction:
-        visible, masked, inverse = (tables[f"{key}_{ratio}"] for key in Partition._fields)
-        mean, scale = self.predict(latent, tokens, visible, masked, grid, tables)  # (B, S, m, C T)
+    def _reconstruct(self, latent: torch.Tensor, tokens: torch.Tensor, ratio: int) -> Reconstruction:
+        visible, masked, inverse = (getattr(self, f"{key}_{ratio}") for key in Partition._fields)
+        mean, scale = self.predict(latent, tokens, visible, masked)  # (B, S, m, C T)
         residual = (tokens[:, masked].float() - mean) / scale  # (B, S, m, C T)
         # each token, averaged over the S - 1 times it was masked
         mean, residual = (value.flatten(1, 2)[:, inverse].mean(2) for value in (mean, residual))  # (B, N, C T)
-        return Reconstruction(*(unpatchify(value, self.token_size, grid) for value in (mean, residual)))
+        return Reconstruction(*(unpatchify(value, self.token_size, self.grid) for value in (mean, residual)))
 
     def loss(self, x: torch.Tensor, left_out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One random mask of each ratio: (negative log likelihood, mean |x - mu|, share of masked tokens that entered), each ()
-        and averaged over the ratios.
+        """Loss for one random mask of each ratio: negative log likelihood, mean |x - mu|, share of masked tokens that count.
 
-        Parameters
-        ----------
+        Each is () and the mean over the ratios.
+
         x : (B, C, *patch)
         left_out : (B, 1, *patch) bool or None
-            A token with such a voxel does not enter the loss (lesions: what healthy tissue looks like is to be learnt).
+            A token with such a voxel does not count (lesions: the autoencoder is to learn healthy tissue).
         """
-        grid, tables = self._tables_for(x)
-        tokens = patchify(x, self.token_size)  # (B, N, C T)
+        tokens = self._tokens(x)  # (B, N, C T)
         weight = tokens.new_ones(tokens.shape[:2], dtype=torch.float32)  # (B, N)
         if left_out is not None:
             weight = (~patchify(left_out, self.token_size).any(2)).float()
-        order = torch.randperm(math.prod(grid), device=x.device)
-        quarters = make_partition(order, QUARTERS).visible[: QUARTERS // 2]  # (2, N / 4): what is seen at 50 %
-        latent = self.encode(tokens, quarters, tables["position"])  # (B, 2, N / 4, width)
+        order = torch.randperm(tokens.shape[1], device=x.device)
+        quarters = make_partition(order, QUARTERS).visible[: QUARTERS // 2]  # (2, N / 4), visible at 50 %
+        latent = self.encode(tokens, quarters)  # (B, 2, N / 4, width)
         losses, errors, shares = [], [], []
         for sets in SETS.values():
             visible, masked, _ = make_partition(order, sets)
             visible, masked = visible[:1], masked[:1]  # (1, n), (1, m)
             seen = latent[:, : QUARTERS // sets]  # (B, 2 or 1, N / 4, width)
-            mean, scale = self.predict(seen, tokens, visible, masked, grid, tables)  # (B, 1, m, C T)
+            mean, scale = self.predict(seen, tokens, visible, masked)  # (B, 1, m, C T)
             error = (tokens[:, masked].float() - mean).abs()  # (B, 1, m, C T)
             kept = weight[:, masked]  # (B, 1, m)
             norm = kept.sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""GRCSF: a plan's U-Net, guided by what an autoencoder cannot reconstruct and by what downsampling lost."""
+"""GRCSF: a plan's U-Net with compensation units for what downsampling lost and what an autoencoder cannot reconstruct."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from nnunet_l2g.architectures.grcsf.global_compensation import GlobalCompensationUnit
+from nnunet_l2g.architectures.grcsf.compensation_units import GlobalCompensationUnit, RegionCompensationUnit
 from nnunet_l2g.architectures.grcsf.masked_autoencoder import MaskedAutoencoder
 from nnunet_l2g.architectures.grcsf.patches import choose_token_size, sincos_positions, token_grid
-from nnunet_l2g.architectures.grcsf.region_compensation import RegionCompensationUnit
 from nnunet_l2g.architectures.grcsf.residual_maps import DifferenceOfGaussians, num_map_channels, stack_residuals
 from nnunet_l2g.architectures.plan_network import PlanNetwork
 
 RESIDUALS = ("autoencoder", "other", "dog", None)
+RCU_LEVELS = 3  # decoder levels with a RegionCompensationUnit, counted from full resolution
 
 
 class GRCSF(PlanNetwork):
     r"""nnU-Net's network with a GlobalCompensationUnit on each skip and RegionCompensationUnits on the last decoder levels.
 
-    Starts as the plain network: same weights, same logits. The masked autoencoder is part of the network, so that a model
-    folder predicts alone; it is frozen here, and trained by its own stage before. A reconstruction of GRCSF [1] from its
-    abstract and second-hand accounts (docs/methods).
+    It starts as the plain network: same weights, same logits. The masked autoencoder is part of the network, so that a model
+    folder is enough for prediction. It is frozen here and trained before, in its own pretraining stage. A reconstruction of
+    GRCSF [1] from its abstract and second-hand accounts (docs/methods).
 
     Parameters
     ----------
@@ -33,16 +33,14 @@ class GRCSF(PlanNetwork):
     patch_size, token_size : sequence of int
         (D,) voxels; `choose_token_size` finds a token size. It may be None if `residual` is.
     gcu : bool
-        False leaves out the GlobalCompensationUnits (twin).
+        False (ablation): no GlobalCompensationUnits.
     residual : str or None
-        What the RegionCompensationUnits look at: "autoencoder" its residual maps; "other" those of the previous training
-        image (twin: is it the map, or the parameters?); "dog" a difference of Gaussians (twin); None no units (twin).
-    rcu_levels : int
-        Decoder levels with a unit, counted from full resolution; fewer if the plan has fewer or tokens do not fit.
+        What the RegionCompensationUnits read. "autoencoder": its residual maps. Ablations: "other", the maps of the previous
+        training image (is it the map, or the parameters?); "dog", a difference of Gaussians; None, no units.
     dim : int
         Width of the units' tokens.
     autoencoder : mapping
-        Further arguments of MaskedAutoencoder. Its width defaults to 256 in 2D and 384 in 3D.
+        Further arguments of MaskedAutoencoder. Its width is 256 in 2D and 384 in 3D by default.
 
     Shapes
     ------
@@ -51,16 +49,17 @@ class GRCSF(PlanNetwork):
     Raises
     ------
     ValueError
-        For an unknown `residual`, a token size that does not divide the patch or fits no decoder level, rcu_levels under 1.
+        If `residual` is unknown, or the token size does not divide the patch or fits no decoder level.
     NotImplementedError
-        See PlanNetwork; and for cascades, whose second stage has segmentation channels that no autoencoder should see.
+        See PlanNetwork; and for cascades, whose second configuration has segmentations as input channels, which the
+        autoencoder must not reconstruct.
 
     References
     ----------
     .. [1] Wang, Chen, Yang, Kim. GRCSF. arXiv 2502.08675; Pattern Recognition 2025, 112461.
     """
 
-    FORMAT = 2  # of the weights; counts up when older checkpoints no longer mean the same
+    FORMAT = 2  # of the weights; it is raised when older checkpoints no longer mean the same
 
     def __init__(
         self,
@@ -69,61 +68,54 @@ class GRCSF(PlanNetwork):
         token_size: Sequence[int] | None,
         gcu: bool = True,
         residual: str | None = "autoencoder",
-        rcu_levels: int = 3,
         dim: int = 128,
         autoencoder: Mapping | None = None,
     ):
         if residual not in RESIDUALS:
             raise ValueError(f"residual is {residual!r}, expected one of {', '.join(map(repr, RESIDUALS))}")
-        if rcu_levels < 1:
-            raise ValueError(f"rcu_levels is {rcu_levels}, expected at least 1; residual=None leaves the units out")
-        channels = _input_channels(backbone)
-        autoencoder = MaskedAutoencoder.resolve({"width": {2: 256, 3: 384}[len(patch_size)], **(autoencoder or {})})
-        settings = {
-            "network": "GRCSF", "format": self.FORMAT, "channels": channels, "gcu": gcu, "residual": residual,
-        }  # fmt: skip
-        if residual is not None:
-            settings |= {"token_size": list(token_size), "rcu_levels": rcu_levels, "dim": dim}
-        if residual in ("autoencoder", "other"):
-            settings |= {f"autoencoder_{key}": value for key, value in autoencoder.items()}
-        super().__init__(backbone, settings)
+        super().__init__(backbone, {})  # refuses other backbones
+        dims, widths = len(patch_size), list(self.encoder.output_channels)
+        channels = next(m.in_channels for m in self.encoder.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
+        settings = {"network": "GRCSF", "format": self.FORMAT, "channels": channels, "gcu": gcu, "residual": residual}
         self.residual, self.patch_size = residual, tuple(patch_size)
-        self.token_size = None if residual is None else tuple(token_size)
-        dims, widths = len(self.patch_size), list(self.encoder.output_channels)
         self.gcu = nn.ModuleList(
             GlobalCompensationUnit(width, below, dims) for width, below in itertools.pairwise(widths) if gcu
         )
         self.autoencoder = None
-        if residual in ("autoencoder", "other"):
-            self.autoencoder = MaskedAutoencoder(channels, patch_size, token_size, **autoencoder)
-            self.autoencoder.requires_grad_(False)  # before DDP wraps the network; its stage thaws it for a while
-        self.gaussians = DifferenceOfGaussians(dims) if residual == "dog" else None
         self.rcu = nn.ModuleDict()  # by decoder stage
+        self.gaussians = DifferenceOfGaussians() if residual == "dog" else None
         if residual is not None:
-            self._add_units(widths, channels, rcu_levels, dim)
+            settings |= {"token_size": list(token_size), "rcu_levels": RCU_LEVELS, "dim": dim}
+            self._add_region_units(tuple(token_size), widths, channels, dim)
+        if residual in ("autoencoder", "other"):
+            arguments = MaskedAutoencoder.resolve({"width": {2: 256, 3: 384}[dims], **(autoencoder or {})})
+            settings |= {f"autoencoder_{key}": value for key, value in arguments.items()}
+            self.autoencoder = MaskedAutoencoder(channels, patch_size, token_size, **arguments)
+            self.autoencoder.requires_grad_(False)  # before DDP wraps the network; its pretraining stage thaws it for a while
         if residual == "other":
             shape = (2, num_map_channels(channels), *patch_size)
             self.register_buffer("other_maps", torch.zeros(shape, dtype=torch.float16))
+        self.store_settings(settings)
         tables = [name for name, _ in self.named_buffers() if name not in self.state_dict()]
-        # equal on all processes, so DDP need not broadcast them in each forward; compiled modules have a prefix
+        # equal in all processes, so DDP need not broadcast them in each forward; compiled modules have a prefix
         self._ddp_params_and_buffers_to_ignore = [prefix + name for name in tables for prefix in ("", "_orig_mod.")]
-        self._maps = None  # of the last training forward, for the twin "other"
+        self._maps = None  # of the last training forward, for the ablation "other"
         self._auxiliary = None
 
-    def _add_units(self, widths: list[int], channels: int, rcu_levels: int, dim: int) -> None:
+    def _add_region_units(self, token_size: tuple[int, ...], widths: list[int], channels: int, dim: int) -> None:
         strides = level_strides(self.encoder.strides, len(self.patch_size))
-        levels = fitting_levels(self.token_size, strides)[:rcu_levels]
+        levels = fitting_levels(token_size, strides)[:RCU_LEVELS]
         if not levels:
             raise ValueError(
-                f"token size {self.token_size} is no multiple of any decoder level's stride ({strides[:-1]}): the Region "
+                f"token size {token_size} is no multiple of any decoder level's stride ({strides[:-1]}): the Region "
                 "Compensation Unit fits nowhere. Choose another token size."
             )
         for level in levels:
             unit = RegionCompensationUnit(
-                widths[level], widths[-1], num_map_channels(channels), self.token_size, strides[level], dim
+                widths[level], widths[-1], num_map_channels(channels), token_size, strides[level], dim
             )
             self.rcu[str(len(widths) - 2 - level)] = unit
-        grid = token_grid(self.patch_size, self.token_size)
+        grid = token_grid(self.patch_size, token_size)
         self.register_buffer("position", sincos_positions(grid, dim), persistent=False)  # (N, dim)
 
     @classmethod
@@ -135,14 +127,14 @@ class GRCSF(PlanNetwork):
         deep_supervision: bool = True,
         **settings,
     ) -> GRCSF:
-        """Builds the network for a configuration of nnU-Net plans; the token size is chosen from patch, spacing and strides.
+        """As PlanNetwork.from_plans. The token size is chosen from patch, spacing and strides.
 
         Raises ValueError if no token size divides the patch.
         """
         if configuration_manager.previous_stage_name is not None:
             raise NotImplementedError(
-                "GRCSF does not support cascades: the second stage's input holds the first stage's segmentation, which the "
-                "masked autoencoder must not reconstruct. Train 2d, 3d_lowres or 3d_fullres."
+                "GRCSF does not support cascades: the input of the second configuration holds the segmentation of the first "
+                "one, which the masked autoencoder must not reconstruct. Train 2d, 3d_lowres or 3d_fullres."
             )
         backbone = cls.backbone_from_plans(configuration_manager, num_input_channels, num_output_channels, deep_supervision)
         patch, token_size = configuration_manager.patch_size, None
@@ -162,10 +154,10 @@ class GRCSF(PlanNetwork):
 
     @torch.no_grad()
     def explain(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the network sees and does, in eval mode, for pictures: (B, ?, *patch) each, float32.
+        """Intermediate results in eval mode, for pictures: (B, channels, *patch) each, float32.
 
         mean_50, mean_75, residual_50, residual_75 (C channels, with an autoencoder), map_50, map_75 (C + 2), compensation
-        (the GCU's m at full resolution, 1), importance_<s> (w of the unit at decoder stage s, 1, on the token grid), logits.
+        (m of the GCU at full resolution, 1), importance_<s> (w of the RCU at decoder stage s, 1, on the token grid), logits.
         """
         was_training, deep_supervision = self.training, self.decoder.deep_supervision
         self.eval().decoder.deep_supervision = False
@@ -175,35 +167,24 @@ class GRCSF(PlanNetwork):
         return {key: value.float() for key, value in found.items()}
 
     def _forward(self, x: torch.Tensor, found: dict):
-        """forward, leaving intermediate results in `found`."""
+        """`forward`, which adds intermediate results to `found`."""
         skips = self.encoder(x)  # one (B, C_l, *spatial_l) for each stage, largest first
         maps = None if self.residual is None else self._residual_maps(x, found)
         losses = []
-        bottleneck, below = skips[-1], list(skips)  # the units read what the encoder made, not each other's output
+        bottleneck, below = skips[-1], list(skips)  # the units read the encoder's features, not each other's output
         for level, unit in enumerate(self.gcu):
             skips[level], gap, loss = unit(below[level], below[level + 1])
             losses.append(loss)
             found.setdefault("compensation", gap)
         self._auxiliary = torch.stack(losses).mean() if losses and self.training else None
-        return self._decode(skips, maps, bottleneck, found)
-
-    def _decode(self, skips, maps, bottleneck, found: dict):
-        """nnU-Net's decoder with a unit after chosen stages."""
 
         def compensate(level: int, features: torch.Tensor) -> torch.Tensor:
             s = len(self.decoder.stages) - 1 - level
             if str(s) in self.rcu:
-                position = self._position(maps[0])
-                features, found[f"importance_{s}"] = self.rcu[str(s)](features, maps, bottleneck, position)
+                features, found[f"importance_{s}"] = self.rcu[str(s)](features, maps, bottleneck, self.position)
             return features
 
         return self.decode(skips, compensate)
-
-    def _position(self, residual_map: torch.Tensor) -> torch.Tensor:
-        grid = token_grid(residual_map.shape[2:], self.token_size)
-        if grid == token_grid(self.patch_size, self.token_size):
-            return self.position
-        return sincos_positions(grid, self.position.shape[1]).to(self.position)
 
     def _residual_maps(self, x: torch.Tensor, found: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Two maps (B, C + 2, *patch), of 50 % and 75 % masking, without gradient."""
@@ -233,7 +214,7 @@ class GRCSF(PlanNetwork):
             self._maps = None
 
     def __getstate__(self):
-        return {**self.__dict__, "_maps": None, "_auxiliary": None}  # deepcopy copies the network, not its last batch
+        return {**self.__dict__, "_maps": None, "_auxiliary": None}  # a copy does not hold the last batch
 
     def diagnostic_keys(self) -> list[str]:
         return [f"gamma_level{level}" for level in range(len(self.gcu))] + [
@@ -241,7 +222,7 @@ class GRCSF(PlanNetwork):
         ]
 
     def diagnostics(self) -> dict[str, float]:
-        """gamma of each GCU; of each RCU the two mixing weights and the size of its convolution (mean absolute weight)."""
+        """gamma of each GCU; the two mixing weights of each RCU and the mean absolute weight of its convolution."""
         values = {f"gamma_level{level}": float(unit.gamma.detach()) for level, unit in enumerate(self.gcu)}
         for s, unit in self.rcu.items():
             values |= {f"mix_{ratio}_stage{s}": float(w.detach()) for ratio, w in zip((50, 75), unit.mix, strict=True)}
@@ -250,7 +231,7 @@ class GRCSF(PlanNetwork):
 
 
 def level_strides(strides: Sequence, dims: int) -> list[tuple[int, ...]]:
-    """How much smaller than the patch each encoder stage's output is, for each axis."""
+    """The factor by which the output of each encoder stage is smaller than the patch, for each axis."""
     total, levels = [1] * dims, []
     for stride in strides:
         steps = stride if isinstance(stride, (tuple, list)) else [stride] * dims
@@ -260,17 +241,11 @@ def level_strides(strides: Sequence, dims: int) -> list[tuple[int, ...]]:
 
 
 def fitting_levels(token_size: Sequence[int], strides: list[tuple[int, ...]]) -> list[int]:
-    """Decoder levels, from full resolution down, whose stride divides the token size; the bottleneck is none of them."""
+    """Decoder levels, from full resolution down, whose stride divides the token size. The bottleneck is not one of them."""
     return [i for i, stride in enumerate(strides[:-1]) if all(t % s == 0 for t, s in zip(token_size, stride, strict=True))]
 
 
 def _multiples(strides: Sequence, patch: Sequence[int]) -> tuple[int, ...]:
-    """What the token size has to be a multiple of, for units on the last three decoder levels, or on those the plan has."""
-    levels = level_strides(strides, len(patch))[:-1]
-    return tuple(math.gcd(s, p) for s, p in zip(levels[min(2, len(levels) - 1)], patch, strict=True))
-
-
-def _input_channels(backbone: nn.Module) -> int:
-    """Of the first convolution; 0 for a backbone that PlanNetwork refuses with its own words."""
-    convolutions = (m for m in backbone.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
-    return next((m.in_channels for m in convolutions), 0)
+    """What the token size has to be a multiple of, so that it fits the last three decoder levels, or all if there are fewer."""
+    levels = level_strides(strides, len(patch))[:-1][:RCU_LEVELS]
+    return tuple(math.gcd(s, p) for s, p in zip(levels[-1], patch, strict=True))

@@ -1,23 +1,19 @@
-"""Cuts images into tokens and back, in 2D and 3D, and says where each token stands."""
+"""Tokens of an image: cut and put together, their positions, their size for a plan, and complementary masks of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-MIN_TOKENS = 8
+MIN_TOKENS, MAX_TOKENS = 8, 8192  # of a patch; attention grows with their square
 
 
 def token_grid(spatial: Sequence[int], token_size: Sequence[int]) -> tuple[int, ...]:
-    """Tokens along each axis.
-
-    Raises
-    ------
-    ValueError
-        If a token size does not divide its axis.
-    """
+    """Number of tokens along each axis. ValueError if a token size does not divide its axis."""
     if len(spatial) != len(token_size) or any(s % t for s, t in zip(spatial, token_size, strict=False)):
         raise ValueError(
             f"spatial shape {tuple(spatial)} is not divisible by token size {tuple(token_size)}: each axis has to be a multiple"
@@ -26,7 +22,7 @@ def token_grid(spatial: Sequence[int], token_size: Sequence[int]) -> tuple[int, 
 
 
 def patchify(x: torch.Tensor, token_size: Sequence[int]) -> torch.Tensor:
-    """(B, C, *spatial) -> (B, N, C T): tokens in row-major order, T = prod(token_size) voxels of C channels each."""
+    """(B, C, *spatial) -> (B, N, C T): tokens in row-major order, each of T = prod(token_size) voxels with C channels."""
     grid, dims = token_grid(x.shape[2:], token_size), len(token_size)
     split = [n for pair in zip(grid, token_size, strict=True) for n in pair]
     x = x.reshape(*x.shape[:2], *split)  # (B, C, g_1, t_1, g_2, t_2, ...)
@@ -44,7 +40,7 @@ def unpatchify(tokens: torch.Tensor, token_size: Sequence[int], grid: Sequence[i
 
 
 def sincos_positions(grid: Sequence[int], dim: int) -> torch.Tensor:
-    r"""Fixed positions of a token grid: (N, dim), each axis with an equal share of the channels, the rest zero.
+    r"""Fixed positions of a token grid: (N, dim). Each axis has an equal share of the channels, the rest is zero.
 
     For coordinate x on an axis with f frequencies: :math:`\sin(x / 10000^{k/f}), \cos(x / 10000^{k/f})`, k = 0 .. f - 1 [1].
 
@@ -61,13 +57,13 @@ def sincos_positions(grid: Sequence[int], dim: int) -> torch.Tensor:
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     phases = [axis.reshape(-1, 1) * omega for axis in axes]  # (N, f) for each axis
     positions = torch.cat([wave(phase) for phase in phases for wave in (torch.sin, torch.cos)], 1)  # (N, 2 f D)
-    return torch.nn.functional.pad(positions, (0, dim - positions.shape[1])).float()  # (N, dim)
+    return F.pad(positions, (0, dim - positions.shape[1])).float()  # (N, dim)
 
 
-def choose_token_size(
-    patch_size: Sequence[int], spacing: Sequence[float], multiples: Sequence[int] | None = None, max_tokens: int = 8192
-) -> tuple[int, ...]:
-    """A token size that divides the patch: 16 voxels in 2D, 8 in 3D, fewer along coarse axes so that tokens are near cubes.
+def choose_token_size(patch_size: Sequence[int], spacing: Sequence[float], multiples: Sequence[int]) -> tuple[int, ...]:
+    """A token size that divides the patch: 16 voxels in 2D and 8 in 3D, fewer along coarse axes, so that tokens are near cubes.
+
+    Tokens are doubled while a patch has more than 8192 of them, and halved while it has fewer than 8.
 
     Parameters
     ----------
@@ -75,20 +71,16 @@ def choose_token_size(
     spacing : (D,) mm or any other unit
     multiples : (D,)
         Each token size has to be a multiple of it (the stride of the deepest decoder level that uses tokens).
-    max_tokens : int
-        Tokens become twice as large while a patch has more: attention grows with their square. They become half as large
-        while a patch has fewer than 8.
 
     Raises
     ------
     ValueError
         If on some axis no divisor of the patch is within a factor of 4 of what is wanted and leaves two tokens to an axis
-        that is long enough for them, or if even small tokens are fewer than 8. Names axis, patch and remedy.
+        that is long enough for them, or if the patch has fewer than 8 tokens of any size. Names axis, patch and remedy.
     """
-    multiples = multiples or [1] * len(patch_size)
     edge = {2: 16.0, 3: 8.0}[len(patch_size)]
     sizes = _sizes(patch_size, spacing, multiples, edge)
-    while _tokens(patch_size, sizes) > max_tokens:
+    while _tokens(patch_size, sizes) > MAX_TOKENS:
         edge *= 2
         sizes = _sizes(patch_size, spacing, multiples, edge)
     while _tokens(patch_size, sizes) < MIN_TOKENS and edge > 1:
@@ -103,7 +95,7 @@ def choose_token_size(
 
 
 def _sizes(patch_size, spacing, multiples, edge: float) -> tuple[int, ...]:
-    # no more than the axis has: one token covers an axis of two or three voxels
+    # no more than the axis has: one token covers a whole axis of two or three voxels
     targets = [max(1.0, min(n, edge * min(spacing) / s)) for n, s in zip(patch_size, spacing, strict=True)]
     return tuple(
         _nearest_divisor(axis, *values) for axis, values in enumerate(zip(patch_size, targets, multiples, strict=True))
@@ -128,3 +120,49 @@ def _nearest_divisor(axis: int, length: int, target: float, multiple: int) -> in
 def _next_length(length: int, target: float, multiple: int) -> int:
     step = multiple * max(1, round(target / multiple))
     return max(2, -(-length // step)) * step
+
+
+class Partition(NamedTuple):
+    """Complementary masks: S sets, each of which sees 1/S of N tokens.
+
+    Attributes
+    ----------
+    visible : (S, ceil(N / S)) token numbers; the rows are disjoint and cover all tokens
+    masked : (S, N - floor(N / S)) token numbers; row s has those that row s of `visible` leaves out
+    inverse : (N, S - 1) places of token n in the flattened `masked`, one for each time it is masked
+
+    All rows have equal length, so that all sets run as one batch. Where S does not divide N, a short row repeats its own last
+    token, so that no masked token is ever seen.
+    """
+
+    visible: torch.Tensor
+    masked: torch.Tensor
+    inverse: torch.Tensor
+
+
+def make_partition(order: torch.Tensor, sets: int) -> Partition:
+    """The partition of a permutation (N,) of at least `sets` tokens into `sets` runs of equal length.
+
+    Two sets mask 50 %, four mask 75 %. Either way all sets together are one encoder pass over N tokens.
+    """
+    tokens = len(order)
+    device = order.device
+    owner = torch.empty(tokens, dtype=torch.long, device=device)
+    owner[order] = torch.arange(tokens, device=device) * sets // tokens  # set that sees token n
+    is_visible = owner == torch.arange(sets, device=device)[:, None]  # (S, N)
+    visible = _rows(is_visible, -(-tokens // sets))
+    masked = _rows(~is_visible, tokens - tokens // sets)
+    position = (~is_visible).long().cumsum(1) - 1 + torch.arange(sets, device=device)[:, None] * masked.shape[1]  # (S, N)
+    # sorted, because a boolean index would make the CPU wait for the GPU
+    hidden = is_visible.T.long().argsort(dim=1, stable=True)[:, : sets - 1]  # (N, S - 1)
+    inverse = position.T.gather(1, hidden)
+    return Partition(visible, masked, inverse)
+
+
+def _rows(chosen: torch.Tensor, length: int) -> torch.Tensor:
+    """(S, N) bool -> (S, length): the chosen numbers in order, the last repeated."""
+    tokens = chosen.shape[1]
+    numbers = torch.arange(tokens, device=chosen.device).expand_as(chosen)
+    rows = torch.where(chosen, numbers, tokens).sort(1).values[:, :length]
+    last = torch.where(chosen, numbers, -1).amax(1, keepdim=True)
+    return torch.where(rows == tokens, last, rows)

@@ -1,4 +1,4 @@
-"""What the segmenter is shown of an image beside the image: two residual maps of the same channels, whatever their source."""
+"""Residual maps, the second input of the segmenter, and the difference of Gaussians that replaces them in an ablation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import nn
 
 from nnunet_l2g.training.gaussian_blur import gaussian_blur
 
-CLIP = 4.0  # residuals are in units of the expected error; beyond this a voxel is just wrong
+SIGMAS = (1.0, 2.0)  # voxels; the finer one replaces 50 % masking, the coarser one 75 %
+CLIP = 4.0  # of residuals, which are in units of the expected error
 
 
 def num_map_channels(channels: int) -> int:
@@ -16,11 +17,11 @@ def num_map_channels(channels: int) -> int:
 
 
 def stack_residuals(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Two residuals (B, C, *spatial), of 50 % and 75 % masking, to two maps (B, C + 2, *spatial).
+    r"""Two residuals r (B, C, *spatial), of 50 % and 75 % masking, to two maps (B, C + 2, *spatial).
 
-    Channels of the map of r, clipped to +-4: r itself for each image channel (a lesion may be darker or brighter, and in one
-    channel only), the mean of \|r\| over channels, and the difference of that mean between the two ratios, \|high\| - \|low\|
-    (what more context would have explained is texture).
+    Residuals are clipped to +-4. The channels of a map are r for each image channel (a lesion may be darker or brighter, and
+    in one channel only), the mean of \|r\| over channels, and the difference of this mean between 75 % and 50 % (what more
+    context would have explained is texture).
     """
     low, high = low.clamp(-CLIP, CLIP), high.clamp(-CLIP, CLIP)
     size_low, size_high = (r.abs().mean(1, keepdim=True) for r in (low, high))  # (B, 1, *spatial)
@@ -29,28 +30,17 @@ def stack_residuals(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor
 
 
 class DifferenceOfGaussians(nn.Module):
-    r"""Twin of the autoencoder's residuals: :math:`(G_\sigma x - G_{2\sigma} x) / \mathrm{std}`, for two sigma.
+    r"""Ablation of the autoencoder's residuals: :math:`(G_\sigma x - G_{2\sigma} x) / \mathrm{std}`, for two sigma.
 
     The standard deviation is that of the difference over the image, for each channel.
-
-    Parameters
-    ----------
-    dims : int
-        2 or 3.
-    sigmas : tuple of float
-        Voxels, the finer in the place of 50 %, the coarser of 75 %.
 
     Shapes
     ------
     forward: (B, C, *spatial) -> two residuals of that shape, float32
     """
 
-    def __init__(self, dims: int, sigmas: tuple[float, float] = (1.0, 2.0)):
-        super().__init__()
-        self.dims, self.sigmas = dims, tuple(sigmas)
-
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(self._difference(x.float(), sigma) for sigma in self.sigmas)
+        return tuple(self._difference(x.float(), sigma) for sigma in SIGMAS)
 
     def _difference(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         difference = gaussian_blur(x, sigma) - gaussian_blur(x, 2 * sigma)  # (B, C, *spatial)

@@ -1,4 +1,4 @@
-"""L2GNet's ablation: an ordinary 1x1 head in the place of the references, with the same weight and the same read-out."""
+"""Ablation of L2GNet: a 1x1 head replaces the references, with the same weight of the loss and the same read-out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnunet_l2g.training.precision import full_precision
 
 
 class AuxiliaryHead(nn.Module):
-    """Evidence W f + b of each output; L = 0.3 sum_i w_i CE_i with ClassReferences' labels and weights of tokens.
+    """Evidence W f + b for each output, and L = 0.3 sum_i w_i CE_i with the token labels and weights of ClassReferences.
 
     Shapes: forward (B, C, *spatial) -> (B, outputs, *spatial). For regions the cross-entropy is the binary one of each.
     """
@@ -23,20 +23,20 @@ class AuxiliaryHead(nn.Module):
         super().__init__()
         self.outputs, self.regions = outputs, regions
         self.project = nn.Linear(channels, outputs)
-        self._seen: torch.Tensor | None = None
+        self._last: torch.Tensor | None = None
 
     def forward(self, f: torch.Tensor) -> torch.Tensor:
         with full_precision(f.device.type):
             features = f.flatten(2).to(torch.promote_types(f.dtype, torch.float32)).transpose(1, 2)  # (B, n, C)
             weight, bias = (x.to(features.dtype) for x in (self.project.weight, self.project.bias))
             evidence = F.linear(features, weight, bias).transpose(1, 2).unflatten(2, f.shape[2:])
-        self._seen = evidence if self.training else None
+        self._last = evidence if self.training else None
         return evidence
 
     def loss(self, target: torch.Tensor | None) -> torch.Tensor | None:
-        if self._seen is None or target is None:
+        if self._last is None or target is None:
             return None
-        evidence, grid = self._seen.flatten(2), tuple(self._seen.shape[2:])  # (B, outputs, n)
+        evidence, grid = self._last.flatten(2), tuple(self._last.shape[2:])  # (B, outputs, n)
         labels = token_labels(target, self.outputs, grid, self.regions)  # (B, S, n)
         weights = balanced_weights(labels, 2 if self.regions else self.outputs)
         label = labels.clamp_min(0)
@@ -47,11 +47,8 @@ class AuxiliaryHead(nn.Module):
         return WEIGHT * (weights * losses).sum() / labels.shape[:2].numel()
 
     def after_step(self) -> list:
-        self._seen = None
+        self._last = None
         return []
 
-    def diagnostics(self) -> dict[str, float]:
-        return {}
-
     def __getstate__(self):
-        return {**self.__dict__, "_seen": None}
+        return {**self.__dict__, "_last": None}

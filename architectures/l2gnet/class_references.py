@@ -14,25 +14,27 @@ from nnunet_l2g.training.distributed import from_rank_0, sum_over_ranks
 from nnunet_l2g.training.kmeans import kmeans_centres
 from nnunet_l2g.training.precision import full_precision
 
-CODES_PER_REFERENCE = 4  # K over p
-TEMPERATURE = 0.1  # tau, of read-out, contrast and shares
+CODES_PER_REFERENCE = 4  # K / p
+TEMPERATURE = 0.1  # tau of the read-out, the contrastive loss and the shares
 WITHIN_CLASS = (0.05, 10)  # eps and T of the transport that assigns tokens to the references of their class
-WHOLE_IMAGE = (0.1, 5)  # eps and T of the transport of all tokens on all references
-WEIGHT = 0.3  # w, of the loss
-COMPACTNESS = 0.1
-NORM = 0.1  # of a reference where it is placed
-CODE_DECAY = 0.95  # of the codebook: tokens are many and move fast
-DECAY = 0.99  # of the counts of codes in classes, of which references are placed
+WHOLE_IMAGE = (0.1, 5)  # eps and T of the transport of all tokens to all references
+WEIGHT = 0.3  # of the loss
+COMPACTNESS = 0.1  # weight of the second term, inside the loss
+NORM = 0.1  # of a reference when it is placed
+DECAY = 0.99  # of the counts of codes in classes, from which the references are placed
+SMALLEST = 1e-30  # divisor
 
 
 class ClassReferences(nn.Module):
-    r"""M trainable references for each class, at one level of the decoder. docs/methods/l2gnet.md says what is inferred.
+    r"""M trainable references for each class, at one level of the decoder [1, 2, 3].
 
-    Tokens :math:`e_i = \mathrm{unit}(W f_i)` (W affine), references :math:`\hat r = r / |r|`, cosines
-    :math:`s_{i,cm} = e_i \cdot \hat r_{cm}`, codes :math:`q_i` of the tokens (VectorQuantizer). Codes are
-    transported on the references and collected; loss and read-out use tokens.
+    docs/methods/l2gnet.md says which parts are inferred.
 
-    Collect, in training and prediction, without labels and without gradient. b are the image's own shares:
+    A token is :math:`e_i = \mathrm{unit}(W f_i)` with an affine W, a reference has the direction :math:`\hat r = r / |r|`, and
+    :math:`s_{i,cm} = e_i \cdot \hat r_{cm}` is their cosine. :math:`q_i` is the code of a token (VectorQuantizer). Codes are
+    transported to the references and collected. Loss and read-out use the tokens.
+
+    Collection, in training and prediction, without labels and without gradient, with b the shares of this image:
 
     .. math::
         P_{i,cm} = \mathrm{softmax}_{cm}(s(q_i) / \tau), \quad b = \mathrm{mean}_i P_i, \quad
@@ -41,51 +43,46 @@ class ClassReferences(nn.Module):
         g_{cm} = \sum_i A_{i,cm} \Big(\sum_{m'} P_{i,cm'}\Big) q_i, \quad
         r'_{cm} = \mathrm{unit}(\hat r_{cm} + \beta\, g_{cm})
 
-    A column of A sums to 1 also where the class is absent. The sum over m' is the probability that a token is of the class at
-    all: without it, a patch of background alone would pull the references of every structure to the background.
+    A column of A sums to 1, also where the class is absent. The sum over m' is the probability that a token is of the class at
+    all. Without this factor, a patch that holds only background would pull the references of every structure to the background.
 
-    Read-out: :math:`\max_m e_i \cdot r'_{cm} / \tau` for each class; for a region, inside less outside.
+    Read-out: :math:`\max_m e_i \cdot r'_{cm} / \tau` for each class; for a region, the value inside minus the value outside.
 
     Loss, with labels: within each class of an image, :math:`A^c = \mathrm{Sinkhorn}(s_{i \in c} / 0.05)` with uniform marginals
-    over the class's tokens and its M references assigns :math:`a_i = \arg\max_m A^c_{im}`, without gradient;
+    over the class's tokens and its M references assigns :math:`a_i = \arg\max_m A^c_{im}`, without gradient. Then
 
     .. math::
         L = 0.3 \sum_i w_i \big(\mathrm{CE}(s_i / \tau, a_i) + 0.1\, (1 - s_{i, a_i})^2\big) + L_{commit}
 
-    :math:`w_i` gives every class of an image the same weight.
+    with weights :math:`w_i` that give every class of an image the same weight.
 
     Parameters
     ----------
     channels : int
         C of the features f.
     outputs : int
-        Of the network: classes, or regions.
+        Number of outputs of the network: classes, or regions.
     regions : bool
-        Outputs are regions, which may overlap: each is a set of its own, with two classes, outside and inside.
+        Outputs are regions, which may overlap. Each region is a set of its own, with two classes, outside and inside.
     per_class : int
         M.
     dim : int
         d.
-    codebook : bool
-        False: the tokens themselves are transported.
-    nearest : bool
-        The nearest reference in the place of both transports.
-    moved : bool
-        False: r' = r.
-    readout : bool
-        False: losses alone.
+    codebook, nearest, moved, readout : bool
+        Ablations. codebook False: the tokens themselves are transported. nearest True: the nearest reference replaces both
+        transports. moved False: r' = r. readout False: losses only.
 
     Shapes
     ------
-    forward: (B, C, *spatial) -> evidence (B, outputs, *spatial), or None without read-out. float32 (or float64) whatever
-    autocast and the parameters' dtype say.
+    forward: (B, C, *spatial) -> evidence (B, outputs, *spatial), or None without read-out. It is float32 (or float64) under
+    autocast too, and whatever the parameters' dtype is.
 
     Raises
     ------
     ValueError
         If per_class or dim is under 1.
     FloatingPointError
-        When training on the CPU, for features that are not finite: before they reach the codebook.
+        If features are not finite in training on the CPU, before they reach the codebook.
 
     References
     ----------
@@ -117,19 +114,24 @@ class ClassReferences(nn.Module):
         self.quantizer = None
         if codebook:
             codes = CODES_PER_REFERENCE * sets * classes * per_class
-            self.quantizer = VectorQuantizer(codes, dim, decay=CODE_DECAY)
+            self.quantizer = VectorQuantizer(codes, dim)
             self.register_buffer("class_counts", torch.zeros(sets, classes, codes))
-        self.register_buffer("placed", self.references.detach().clone())  # where they last started from
+        self.register_buffer("placed", self.references.detach().clone())  # where the references last started from
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("used", torch.zeros(self.references.shape[:3]), persistent=False)  # since the last diagnostics
         self.placement_step = 250  # optimiser steps after which the references are placed: features drift quickly at first
-        self._steps: int | None = None  # host copy of `steps`: reading the buffer would synchronise every step
+        self._steps: int | None = None  # copy of `steps` on the CPU: to read the buffer would make the CPU wait in every step
         self._forget()
 
     def _forget(self) -> None:
-        self._seen: tuple | None = None  # tokens (B, d, n) with gradient, codes (B, n), grid of the last training forward
+        self._last: tuple | None = None  # of the last training forward: tokens (B, d, n) with gradient, codes (B, n), grid
         self._counts: torch.Tensor | None = None  # class_counts of the last step alone
         self._labels: torch.Tensor | None = None  # (B, S, n) of the last step
+
+    def _steps_done(self) -> int:
+        if self._steps is None:
+            self._steps = int(self.steps)
+        return self._steps
 
     # ---- forward ----
 
@@ -138,16 +140,16 @@ class ClassReferences(nn.Module):
             raise FloatingPointError("the feature map has NaN or Inf values")
         with full_precision(f.device.type):
             e, codes, moved = self.relate(f)
-            self._seen = (e, codes, tuple(f.shape[2:])) if self.training else None
+            self._last = (e, codes, tuple(f.shape[2:])) if self.training else None
             if not self.readout:
                 return None
-            # made again in the backward: n times p cosines are more than the level's own features
+            # computed again in the backward: n times p cosines are more than the features of this level
             best = _recomputed(self._best, e, moved)  # (B, S, G, n)
             evidence = best[:, :, 1] - best[:, :, 0] if self.regions else best[:, 0]  # (B, outputs, n)
             return (evidence / TEMPERATURE).unflatten(2, f.shape[2:])
 
     def relate(self, f: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Tokens e (B, d, n), codes (B, n) if there are any, and the references r' (B, S, G, M, d) of this image."""
+        """Tokens e (B, d, n), their codes (B, n) or None, and the references r' (B, S, G, M, d) moved by this image."""
         e = _recomputed(self._tokens, f)
         codes = None if self.quantizer is None else self.quantizer(e.transpose(1, 2))
         directions = unit(self.references.to(e.dtype))[None]  # (1, S, G, M, d)
@@ -166,24 +168,24 @@ class ClassReferences(nn.Module):
 
     @torch.no_grad()
     def collect(self, e: torch.Tensor, codes: torch.Tensor | None, directions: torch.Tensor) -> torch.Tensor:
-        """g (B, S, G, M, d): what references (S, G, M, d) of norm 1 collect from tokens (B, d, n) with these codes (B, n)."""
+        """g (B, S, G, M, d): what references (S, G, M, d) of norm 1 collect from tokens (B, d, n) with codes (B, n) or None."""
         batch, _, n = e.shape
         if codes is None:
             rows, weights = e.transpose(1, 2), e.new_full((batch, n), 1 / n)  # (B, R, d), (B, R); R is n, or K
-        else:  # the plan of n tokens of which many are equal is that of the K codes, weighted by their counts
+        else:  # tokens with the same code have the same row in the plan, so K rows with the counts as weights are enough
             rows = self.quantizer.codebook.to(e.dtype)[None]  # (1, R, d)
             weights = e.new_zeros(batch, rows.shape[1]).scatter_add(1, codes, e.new_full((batch, n), 1 / n))
         s = (unit(rows)[:, None] @ directions.flatten(1, 2).transpose(1, 2)) / TEMPERATURE  # (B or 1, S, R, p), p = G M
         shares = s.softmax(3)  # P
         if self.nearest:
             columns = weights[:, None, :, None] * (s == s.amax(3, keepdim=True))  # (B, S, R, p)
-            columns = columns / columns.sum(2, keepdim=True).clamp_min(1e-30)
+            columns = columns / columns.sum(2, keepdim=True).clamp_min(SMALLEST)
         else:
             eps, iterations = WHOLE_IMAGE
             kernel = s * (TEMPERATURE / eps)
             b = (weights[:, None, :, None] * shares).sum(2)  # (B, S, p)
-            u, _ = sinkhorn_potentials(kernel, weights[:, None], b, iterations)  # (B, S, R)
-            columns = (kernel + u[..., None]).softmax(2)  # A: v and b cancel
+            u, _ = sinkhorn_potentials(kernel, weights[:, None], b, iterations, bound=1 / eps)  # (B, S, R)
+            columns = (kernel + u[..., None]).softmax(2)  # A; v and b cancel
         of_class = shares.unflatten(3, directions.shape[1:3]).sum(4)  # (B or 1, S, R, G)
         columns = columns * of_class.repeat_interleave(directions.shape[2], 3)
         return (columns.transpose(2, 3) @ rows[:, None]).unflatten(2, directions.shape[1:3])
@@ -191,10 +193,10 @@ class ClassReferences(nn.Module):
     # ---- loss ----
 
     def loss(self, target: torch.Tensor | None) -> torch.Tensor | None:
-        """L () of the last training forward against a target of nnU-Net's loss; without one the commitment; None in eval."""
-        if self._seen is None:
+        """L () of the last training forward against a target of nnU-Net's loss; L_commit if it is None; None in eval."""
+        if self._last is None:
             return None
-        e, codes, grid = self._seen
+        e, codes, grid = self._last
         with full_precision(e.device.type):
             commitment = 0.0 if codes is None else _recomputed(self.quantizer.commitment, e.transpose(1, 2), codes)
             if target is None:
@@ -203,7 +205,7 @@ class ClassReferences(nn.Module):
             weights = balanced_weights(labels, self.references.shape[1]).to(e.dtype)  # (B, S, n)
             assigned = self._assign(e, labels)  # (B, S, n)
             self._labels = labels
-            if codes is not None:
+            if codes is not None and self._steps_done() < self.placement_step:
                 self._counts = torch.zeros_like(self.class_counts)  # (S, G, K)
                 self._count(self._counts, labels.clamp_min(0) * self._counts.shape[2] + codes[:, None], labels)
             return _recomputed(self._contrast, e, assigned, weights / assigned.shape[:2].numel()) + commitment
@@ -217,18 +219,21 @@ class ClassReferences(nn.Module):
 
     @torch.no_grad()
     def _assign(self, e: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The reference of its class, c M + m, for each token (B, d, n) with a label (B, S, n): (B, S, n)."""
+        """The reference c M + m of its own class c for each token (B, d, n) with a label (B, S, n): (B, S, n)."""
         _, classes, per_class, _ = self.references.shape
         label = labels.clamp_min(0)  # (B, S, n)
         s = (unit(self.references.to(e.dtype)).flatten(0, 2) @ e).unflatten(1, self.references.shape[:3])  # (B, S, G, M, n)
-        own = s.gather(2, label[:, :, None, None].expand(-1, -1, 1, per_class, -1))[:, :, 0] / WITHIN_CLASS[0]  # (B, S, M, n)
+        own = s.gather(2, label[:, :, None, None].expand(-1, -1, 1, per_class, -1))[:, :, 0]  # (B, S, M, n)
+        own = (own / WITHIN_CLASS[0]).exp()  # at most e^20
         members = (labels[:, :, None] == torch.arange(classes, device=labels.device)[:, None]).to(e.dtype)  # (B, S, G, n)
-        v = own.new_zeros(*own.shape[:3], classes)  # (B, S, M, G)
+        v = own.new_ones(*own.shape[:3], classes)  # (B, S, M, G)
         for _ in range(0 if self.nearest else WITHIN_CLASS[1]):  # Sinkhorn of all classes at once
-            received = (own + v @ members).softmax(2) @ members.transpose(2, 3)  # (B, S, M, G), each token sends 1
-            v = v - received.clamp_min(1e-30).log()
-            v = v - v.mean(2, keepdim=True)  # a class's constant changes no plan, and would grow
-        assigned = label * per_class + (own + v @ members).argmax(2)
+            sent = own * (v @ members)  # (B, S, M, n)
+            sent = sent / sent.sum(2, keepdim=True).clamp_min(SMALLEST)  # each token sends 1
+            v = v / (sent @ members.transpose(2, 3)).clamp_min(SMALLEST)  # each reference of a class receives the same
+            v = v / v.amax(2, keepdim=True)  # a factor for all references of a class changes no plan, and would grow
+        # max, as argmax over a dimension that is not the last one is ten times slower on a CPU
+        assigned = label * per_class + (own * (v @ members)).max(2).indices
         self._count(self.used, assigned, labels)
         return assigned
 
@@ -247,18 +252,16 @@ class ClassReferences(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> list[nn.Parameter]:
-        """Moves the codebook and the counts; once, places the references. Returns parameters that were placed anew."""
-        if self._seen is None:  # no training forward since the last step
+        """Moves the codebook and the counts, and places the references once. Returns the parameters that were placed."""
+        if self._last is None:  # there was no training forward since the last step
             return []
-        e, labels, counts = self._seen[0].detach(), self._labels, self._counts
+        e, labels, counts = self._last[0].detach(), self._labels, self._counts
         self._forget()
-        if self._steps is None:
-            self._steps = int(self.steps)
-        self._steps += 1
+        self._steps = self._steps_done() + 1
         self.steps += 1
         if self.quantizer is not None and self._steps == 1:
             self.quantizer.initialise(e.transpose(1, 2))
-            self.quantizer.pending = None  # its codes are those of the codebook before
+            self.quantizer.pending = None  # these codes belong to the codebook before
             return []
         if self.quantizer is not None:
             restarted = self.quantizer.update()  # (K,)
@@ -270,14 +273,14 @@ class ClassReferences(nn.Module):
         rows, members = (self.quantizer.codebook, self.class_counts) if self.quantizer else self._members(e, labels)
         for references, of_class in zip(self.references.flatten(0, 1), members.flatten(0, 1), strict=True):  # (M, d), (R,)
             mine = of_class > 1e-3 * of_class.sum()
-            if bool(mine.any()):  # a class that was not seen keeps its references
+            if bool(mine.any()):  # a class that did not occur keeps its references
                 centres = kmeans_centres(unit(rows[mine].float()), len(references), of_class[mine].float())
                 references.copy_(NORM * unit(centres))
         self.references.copy_(from_rank_0(self.references.detach()))
         self.placed.copy_(self.references)
         return [self.references]
 
-    # ---- what it does, for log and pictures ----
+    # ---- diagnostics ----
 
     @property
     def diagnostic_keys(self) -> list[str]:
@@ -286,10 +289,10 @@ class ClassReferences(nn.Module):
 
     @torch.no_grad()
     def diagnostics(self, moved: torch.Tensor) -> dict[str, float]:
-        """Since the last call, with the references r' (B, S, G, M, d) of an image.
+        """Numbers since the last call, and of the references r' (B, S, G, M, d) of an image.
 
-        references_used: how many had a token assigned. reference_drift: 1 - mean cosine to where they were placed.
-        moved_by_image: mean of abs(r' - r), 0 to 2. perplexity, codes_used: see VectorQuantizer.
+        references_used: how many references had a token assigned. reference_drift: 1 minus the mean cosine to where they were
+        placed. moved_by_image: mean of the norm of r' - r, 0 to 2. perplexity, codes_used: see VectorQuantizer.
         """
         used = float((self.used > 0).sum())
         self.used.zero_()
@@ -306,14 +309,14 @@ class ClassReferences(nn.Module):
         self._steps = None
 
     def __getstate__(self):
-        return {**self.__dict__, "_seen": None, "_counts": None, "_labels": None}  # a copy does not take the last batch along
+        return {**self.__dict__, "_last": None, "_counts": None, "_labels": None}  # a copy does not hold the last batch
 
 
 def unit(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """x / |x|. The floor of 1e-5 bounds the gradient for tokens and references of 0."""
+    """x / |x|. The lower bound of 1e-5 for the norm keeps the gradient finite for tokens and references of 0."""
     return x * x.square().sum(dim, keepdim=True).clamp_min(1e-10).rsqrt()
 
 
 def _recomputed(function, *arguments):
-    """function(*arguments), of which only the arguments are kept for the backward."""
+    """function(*arguments). Only the arguments are kept for the backward, which computes the rest again."""
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-SHARE = 0.6  # of a token's voxels that have to be of one class
+SHARE = 0.6  # of the voxels of a token; more have to be of one class
 
 
 @torch.no_grad()
 def token_labels(target: torch.Tensor, outputs: int, grid: tuple[int, ...], regions: bool) -> torch.Tensor:
-    """The class of each token: a target of nnU-Net's loss -> (B, S, n), -1 where there is none.
+    """The class of each token, (B, S, n), from a target of nnU-Net's loss; -1 where a token has none.
 
-    A token takes the label of the voxel in its middle if more than 0.6 of the voxels that it covers have it. This costs the
-    same for any number of classes.
+    A token takes the label of its central voxel if more than 0.6 of the voxels that it covers have this label. The cost does
+    not depend on the number of classes.
 
-    target : (B, 1, *spatial) labels, those of `outputs` and above being nnU-Net's ignore label; S is 1. Or with regions
-        (B, R, *spatial), 1 inside, with one channel more, 1 where ignored, if there is an ignore label; S is R, and a token
-        is of class 1 inside of a region and of class 0 outside.
-    outputs : of the network, R with regions
+    target : (B, 1, *spatial) labels, where `outputs` and above is nnU-Net's ignore label; S is 1. With regions it is
+        (B, R, *spatial), 1 inside, with one more channel for an ignore label, 1 where ignored; S is R, and a token has class
+        1 inside a region and class 0 outside.
+    outputs : number of outputs of the network, R with regions
     grid : spatial shape of the tokens, n = prod(grid)
     """
     labels = target[:, :outputs].float() if regions else target.float()  # (B, S, *spatial)
@@ -32,9 +32,9 @@ def token_labels(target: torch.Tensor, outputs: int, grid: tuple[int, ...], regi
 
 @torch.no_grad()
 def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Labels (B, S, n) -> weights (B, S, n): every class of an image weighs the same, they sum to 1 for each image and set.
+    """Labels (B, S, n) -> weights (B, S, n) with which all classes of an image weigh the same. They sum to 1 for each (B, S).
 
-    Tokens without a class weigh 0, and an image without any sums to 0.
+    Tokens without a class have weight 0. If no token of an image has a class, the sum is 0.
     """
     index = labels + 1  # (B, S, n), 0: no class
     counts = torch.zeros(*labels.shape[:2], classes + 1, device=labels.device)

@@ -9,66 +9,54 @@ from torch import nn
 from nnunet_l2g.training.distributed import from_rank_0, sum_over_ranks
 from nnunet_l2g.training.kmeans import kmeans_centres
 
-PART = 2**15  # tokens whose distances are computed at a time
+PART = 2**15  # number of tokens whose distances to all codes are computed at a time
 
 
 class VectorQuantizer(nn.Module):
-    r"""Finds the nearest code of each token.
+    r"""Finds the nearest code of each token [1].
 
     .. math::
         k_i = \arg\min_k |h_i - e_k|^2, \quad L_{commit} = \beta\,\mathrm{mean}|h - \mathrm{sg}\,e_k|^2
 
-    The codebook is no parameter. `update`, called once after each optimiser step, moves it by exponential moving averages of
-    the counts and sums of the tokens of the last training forward (summed over all DDP processes):
+    The codebook is not a parameter. `update`, called once after each optimiser step, moves it by exponential moving averages
+    of the counts and sums of the tokens of the last training forward (summed over all DDP processes):
 
     .. math::
         N_k \leftarrow \lambda N_k + (1-\lambda) n_k, \quad m_k \leftarrow \lambda m_k + (1-\lambda) \sum_{i: k_i = k} h_i,
         \quad e_k = m_k / \tilde N_k
 
-    with Laplace-smoothed :math:`\tilde N`. Codes whose N falls under ``dead_below`` times the uniform share restart at a token,
-    drawn in proportion to its squared distance from its code. The first update places the codes by k-means. Updating outside
-    the forward keeps torch.compile right: an in-place update inside a compiled forward gives wrong gradients, since the
-    backward looks up the code again.
+    with Laplace-smoothed :math:`\tilde N`. A code whose N falls below ``dead_below`` times the uniform share restarts at a
+    token, which is drawn in proportion to its squared distance from its code. `initialise` places the codes by k-means.
+
+    The update is outside the forward because of torch.compile: with an in-place update inside a compiled forward, the backward
+    would look up the codes again and find the new ones.
 
     Parameters
     ----------
     num_codes : int
         K.
     dim : int
-        d, width of a token.
-    beta : float
-        Weight of the commitment loss.
-    decay : float
-        lambda.
-    dead_below : float
-        Share of the uniform count under which a code is restarted; 0 never restarts.
+        d, the width of a token.
+
+    Attributes
+    ----------
+    beta, decay, dead_below : float
+        beta and lambda; the share of the uniform count below which a code restarts, where 0 never restarts one.
 
     Shapes
     ------
     forward: tokens (B, n, d) -> codes (B, n), without gradient. A training forward keeps both in ``pending`` for `update`.
-
-    Raises
-    ------
-    ValueError
-        If num_codes or dim is under 1, or decay or dead_below is outside [0, 1).
 
     References
     ----------
     .. [1] van den Oord, Vinyals, Kavukcuoglu. Neural discrete representation learning. NeurIPS 2017, appendix A.1.
     """
 
+    beta, decay, dead_below = 0.25, 0.95, 0.05
     diagnostic_keys = ("perplexity", "codes_used")
 
-    def __init__(self, num_codes: int, dim: int, beta: float = 0.25, decay: float = 0.99, dead_below: float = 0.05):
+    def __init__(self, num_codes: int, dim: int):
         super().__init__()
-        if num_codes < 1:
-            raise ValueError(f"num_codes (K) is {num_codes}, expected at least 1")
-        if dim < 1:
-            raise ValueError(f"dim is {dim}, expected at least 1")
-        for name, value in (("decay", decay), ("dead_below", dead_below)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}, expected 0 <= {name} < 1")
-        self.beta, self.decay, self.dead_below = beta, decay, dead_below
         self.register_buffer("codebook", torch.randn(num_codes, dim))  # e (K, d)
         self.register_buffer("ema_counts", torch.ones(num_codes))  # N (K,)
         self.register_buffer("ema_sums", self.codebook.clone())  # m (K, d)
@@ -77,10 +65,11 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        # |h - e|^2 without |h|^2, which is the same for all codes; in parts, because (n, K) numbers are many
+        # |h - e|^2 without |h|^2, which is the same for all codes. In parts, because (K, n) numbers are many.
         codebook = self.codebook.to(h.dtype)
-        offset = codebook.square().sum(1)  # (K,)
-        codes = torch.cat([(offset - 2 * part @ codebook.T).argmin(-1) for part in h.split(PART, 1)], 1)  # (B, n)
+        offset = codebook.square().sum(1, keepdim=True)  # (K, 1)
+        parts = h.transpose(1, 2).split(PART, 2)  # (B, d, n) each
+        codes = torch.cat([(offset - 2 * (codebook @ part)).min(1).indices for part in parts], 1)  # (B, n)
         self.pending = (h.detach(), codes) if self.training else None
         return codes
 
@@ -102,7 +91,7 @@ class VectorQuantizer(nn.Module):
     def update(self) -> torch.Tensor | None:
         """One EMA step from the last training forward, which it uses up. Returns which codes (K,) restarted.
 
-        No host synchronisation.
+        The CPU does not wait for the GPU here.
         """
         if self.pending is None:
             return None
@@ -122,7 +111,7 @@ class VectorQuantizer(nn.Module):
         self.ema_sums.lerp_(sums, 1 - self.decay)
         total = self.ema_counts.sum()
         dead = self.ema_counts < self.dead_below * total / num_codes  # (K,)
-        start = 2 * self.dead_below * total / num_codes  # soon dead again if no token comes
+        start = 2 * self.dead_below * total / num_codes  # so that it is dead again soon if no token comes
         self.ema_counts.copy_(torch.where(dead, start, self.ema_counts))
         self.ema_sums.copy_(torch.where(dead[:, None], restarts * start, self.ema_sums))
         total = self.ema_counts.sum()
@@ -132,7 +121,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
-        """codes_used and perplexity (exp of the entropy of the usage) since the last call; then counts anew."""
+        """codes_used and perplexity (exp of the entropy of the usage) since the last call, then starts to count anew."""
         usage = self.used / self.used.sum().clamp_min(1)
         self.used.zero_()
         return {

@@ -1,1 +1,1 @@
-"""What our trainers are made of; each file one habit that nnU-Net's trainer lacks."""
+"""What trainers are made of, for all methods: checkpoints, pretraining stages, names with lengths and runs, losses, figures."""

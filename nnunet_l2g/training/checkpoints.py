@@ -1,15 +1,17 @@
-"""Checkpoints that a kill or a new run cannot spoil."""
+"""Checkpoints that a kill or a new run cannot damage, and the states of the random number generators in them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import random
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from nnunet_l2g.errors import UserError
@@ -18,19 +20,19 @@ PARTIAL = ".partial"
 
 
 def serialised(contents: dict) -> memoryview:
-    """As torch.save would write it, in memory: writing to a full disk itself, torch may call that an "iostream error"."""
+    """What torch.save would write. In memory, because on a full disk torch.save may only report an "iostream error"."""
     buffer = io.BytesIO()
     torch.save(contents, buffer)
     return buffer.getbuffer()
 
 
 def write_atomically(content: bytes | memoryview, filename: str) -> None:
-    """Writes beside, flushes to disk, renames: ``filename`` is the old file or the new one, never half of one.
+    """Writes a temporary file, flushes it to disk and renames it: ``filename`` is the old file or the new one, always whole.
 
     Raises
     ------
     UserError
-        If the disk does not take the file: full, over a quota, read-only, gone. The temporary file is removed.
+        If the file cannot be written: the disk is full, read-only or gone, or a quota is used up.
     """
     partial = filename + PARTIAL
     try:
@@ -41,13 +43,20 @@ def write_atomically(content: bytes | memoryview, filename: str) -> None:
         os.replace(partial, filename)
         _flush_folder(os.path.dirname(filename))
     except OSError as error:
-        raise UserError(_cannot_write(filename, error)) from error
+        folder = os.path.dirname(filename) or "."
+        free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free" if os.path.isdir(folder) else "the folder is gone"
+        before = "The file of that name from before is intact" if os.path.exists(filename) else "There was none before"
+        raise UserError(
+            f"{filename} could not be written: {error.strerror or error} ({free}). {before}. Make room there, then call the "
+            "same command again, nnUNetv2_train with --c."
+        ) from error
     finally:
-        _remove(partial)
+        with contextlib.suppress(OSError):  # it is renamed, or the disk has become read-only
+            os.remove(partial)
 
 
 def _flush_folder(folder: str) -> None:
-    """The new name itself, which a power cut could undo. Windows and some network file systems cannot: the file is in place."""
+    """Flushes the renaming, which a power cut could undo. Windows and some network file systems have no such call."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder or ".", os.O_RDONLY)
         try:
@@ -56,25 +65,10 @@ def _flush_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-def _cannot_write(filename: str, error: OSError) -> str:
-    folder = os.path.dirname(filename) or "."
-    free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free" if os.path.isdir(folder) else "the folder is gone"
-    before = "The file of that name from before is intact" if os.path.exists(filename) else "There was none before"
-    return (
-        f"{filename} could not be written: {error.strerror or error} ({free}). {before}. Make room there, then call the same "
-        "command again, nnUNetv2_train with --c."
-    )
-
-
-def _remove(partial: str) -> None:
-    with contextlib.suppress(OSError):  # a disk that has become read-only: what it did to the file is the error to tell
-        os.remove(partial)
-
-
 def check_finite(state: Mapping, may_be_infinite: Collection[str] = ()) -> None:
-    """FloatingPointError naming the tensors of a nested state that hold NaN or Inf: such a checkpoint must not replace one.
+    """FloatingPointError that names the tensors with NaN or Inf in a nested state, which must not become a checkpoint.
 
-    may_be_infinite : names, joined by dots, that may hold Inf, but no NaN
+    may_be_infinite : names, joined by dots, of tensors that may hold Inf, but no NaN
     """
     spoilt = [
         name
@@ -85,7 +79,7 @@ def check_finite(state: Mapping, may_be_infinite: Collection[str] = ()) -> None:
     if spoilt:
         names = ", ".join(spoilt[:5]) + (f" and {len(spoilt) - 5} more" if len(spoilt) > 5 else "")
         raise FloatingPointError(
-            f"NaN or Inf in {names}: no checkpoint of it is written, those on disk are from before. Look for NaN or Inf in the "
+            f"NaN or Inf in {names}: no checkpoint is written, those on disk are from before. Look for NaN or Inf in the "
             "images, or lower the learning rate, and continue with --c."
         )
 
@@ -102,15 +96,15 @@ def _tensors(state, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def remove_partial(output_folder: str) -> None:
-    """Removes the half-written checkpoints that a kill has left."""
+    """Removes half-written checkpoints that a kill has left."""
     for partial in Path(output_folder).glob(f"*_*.pth{PARTIAL}"):
         partial.unlink()
 
 
 def set_previous_aside(output_folder: str) -> Path | None:
-    """Moves an earlier run's checkpoints, those of stages too, into `previous_<time>/`; the folder, or None if there were none.
+    """Moves all checkpoints of an earlier run into `previous_<time>/` and returns that folder, or None if there were none.
 
-    Otherwise an old checkpoint_final.pth outlives the start of a new run, and `--c` after a kill continues the wrong one.
+    If an old checkpoint_final.pth stayed, `--c` after a kill would continue the old run.
     """
     folder = Path(output_folder)
     checkpoints = sorted([*folder.glob("checkpoint_*.pth"), *folder.glob("stage_*.pth")])
@@ -121,3 +115,28 @@ def set_previous_aside(output_folder: str) -> Path | None:
     for checkpoint in checkpoints:
         checkpoint.rename(previous / checkpoint.name)
     return previous
+
+
+def get_random_state(device: torch.device) -> dict:
+    """States of the generators of Python, numpy and torch, and of `device` if it is a GPU, as tensors and plain Python."""
+    version, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": [version, list(words), gauss],
+        "numpy": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict, device: torch.device) -> None:
+    """The inverse. The state of a GPU is not changed if `state` was taken without one."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

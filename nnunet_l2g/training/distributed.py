@@ -1,4 +1,4 @@
-"""What layers ask of torch.distributed; each has an answer without it."""
+"""Sums, means and broadcasts over DDP processes. Outside DDP all of them return their input."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def world_size() -> int:
 
 
 def sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
-    """The sum of all processes' x, in place; x as it is outside DDP."""
+    """The sum of x over all processes, in place."""
     if world_size() > 1:
         dist.all_reduce(x)
     return x
 
 
 def from_rank_0(x: torch.Tensor) -> torch.Tensor:
-    """Rank 0's x on every process, so that random or data-dependent choices agree. x itself outside DDP."""
+    """x of rank 0 in every process, so that random choices and choices by data agree."""
     if world_size() > 1:
         x = x.contiguous()
         dist.broadcast(x, 0)
@@ -29,7 +29,7 @@ def from_rank_0(x: torch.Tensor) -> torch.Tensor:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Every process's gradients become their mean, in one message; for what is trained outside the DDP wrapper."""
+    """Replaces gradients by their mean over processes, in one message, for modules that are trained outside the DDP wrapper."""
     if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -39,7 +39,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def mean_over_ranks(values: list[float]) -> list[float]:
-    """Each number's mean over the processes; the same list outside DDP."""
+    """The mean of each number over the processes."""
     if world_size() == 1:
         return values
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"

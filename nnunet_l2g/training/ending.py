@@ -1,4 +1,4 @@
-"""However a training ends, its worker processes end with it."""
+"""Ends the worker processes of a training, however the training ends."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import torch.distributed as dist
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-_followed: tuple[int, int] | None = None  # process and thread whose forked children are to end with it
+_followed: tuple[int, int] | None = None  # process and thread whose forked children have to end with it
 
 
 @contextmanager
 def ending_cleanly(end_loaders: Callable[[], None]) -> Iterator[None]:
-    """Ends the worker processes if what is done inside fails: `end_loaders` first, then whatever child was started inside.
+    """A context that ends worker processes if its body fails: it calls `end_loaders`, then kills children started inside.
 
-    While inside, SIGTERM raises SystemExit(143), so that it counts as a failure; and on Linux each process that this thread
-    forks is killed by the kernel when the thread's process dies, even by SIGKILL: nnU-Net's workers would wait for it for ever.
-    A handler that somebody else has set is left alone; so are threads, where Python allows none, and DDP, whose parent process
-    ends its ranks.
+    Inside, SIGTERM raises SystemExit(143), so that it counts as a failure. On Linux the kernel kills each process that this
+    thread forks when the thread's process dies, even by SIGKILL; otherwise nnU-Net's workers would wait for it for ever.
+    Nothing is done about signals if another handler for SIGTERM is set, in other threads, for which Python allows no handler,
+    and under DDP, where the parent process ends its ranks.
     """
     global _followed
     main = threading.current_thread() is threading.main_thread()
@@ -39,12 +39,12 @@ def ending_cleanly(end_loaders: Callable[[], None]) -> Iterator[None]:
         yield
     except BaseException:
         if handled:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not leave half of them
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not interrupt this
         try:
             end_loaders()
         finally:
-            for child in set(multiprocessing.active_children()) - others:  # loaders that were still being made
-                child.kill()  # has nothing to put in order
+            for child in set(multiprocessing.active_children()) - others:  # of loaders that were not yet complete
+                child.kill()
                 child.join(5)
         raise
     finally:
@@ -58,18 +58,18 @@ def _end(number: int, frame) -> None:
 
 
 def _follow_parent() -> None:
-    """In each forked child. Its own children are none of our business."""
+    """Runs in each forked child, but not in the children of such a child."""
     global _followed
     followed, _followed = _followed, None
     if followed is None:
         return
-    if signal.getsignal(signal.SIGTERM) is _end:  # a child that is stuck in C code would never see it
+    if signal.getsignal(signal.SIGTERM) is _end:  # in C code, Python's handler would never run
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent, thread = followed
-    if _libc is None or thread != threading.get_ident():  # the kernel's signal comes when the forking thread ends
+    if _libc is None or thread != threading.get_ident():  # the kernel sends its signal when the forking thread ends
         return
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel knew
+    if os.getppid() != parent:  # the parent died before the call of prctl
         os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Focal loss in the place of cross entropy, inside nnU-Net's own compound loss."""
+"""Focal loss, which replaces the cross entropy inside nnU-Net's own compound loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class FocalLoss(nn.Module):
-    r"""Softmax focal loss :math:`-(1 - p_t)^\gamma \log p_t` [1], mean over voxels that are not ignored.
+    r"""Softmax focal loss :math:`-(1 - p_t)^\gamma \log p_t` [1], the mean over voxels that are not ignored.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class FocalLoss(nn.Module):
 
     def __init__(self, gamma: float = 2.0, ignore_index: int = -100):
         super().__init__()
-        self.gamma, self.ignore_index = _checked(gamma), ignore_index
+        self.gamma, self.ignore_index = gamma, ignore_index
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         target = (target[:, 0] if target.dim() == logits.dim() else target).long()  # (B, *spatial)
@@ -37,14 +37,14 @@ class FocalLoss(nn.Module):
 
 
 class BinaryFocalLoss(nn.Module):
-    """Sigmoid focal loss for regions that may overlap, see FocalLoss: logits and target (B, R, *spatial).
+    """Sigmoid focal loss for regions, which may overlap; logits and target (B, R, *spatial), see FocalLoss.
 
-    reduction "mean" -> (), "none" -> (B, R, *spatial), which nnU-Net masks itself where labels are ignored.
+    reduction "mean" -> (); "none" -> (B, R, *spatial), for nnU-Net, which masks ignored voxels itself.
     """
 
     def __init__(self, gamma: float = 2.0, reduction: str = "mean"):
         super().__init__()
-        self.gamma, self.reduction = _checked(gamma), reduction
+        self.gamma, self.reduction = gamma, reduction
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")  # (B, R, *spatial)
@@ -53,9 +53,9 @@ class BinaryFocalLoss(nn.Module):
 
 
 def use_focal_loss(loss: nn.Module, gamma: float = 2.0, weight_dice: float = 1.0) -> nn.Module:
-    """Puts focal loss where nnU-Net's `_build_loss` put cross entropy, under deep supervision or not; returns `loss`.
+    """Replaces the cross entropy in the loss of nnU-Net's `_build_loss` by focal loss, and returns the loss.
 
-    Regions and the ignore label stay nnU-Net's. weight_dice = 0 leaves the focal loss alone.
+    nnU-Net handles deep supervision, regions and the ignore label as before. weight_dice = 0 leaves only the focal loss.
     """
     compound = getattr(loss, "loss", loss)  # inside DeepSupervisionWrapper
     if isinstance(compound.ce, nn.BCEWithLogitsLoss):
@@ -64,9 +64,3 @@ def use_focal_loss(loss: nn.Module, gamma: float = 2.0, weight_dice: float = 1.0
         compound.ce = FocalLoss(gamma, compound.ce.ignore_index)
     compound.weight_dice = weight_dice
     return loss
-
-
-def _checked(gamma: float) -> float:
-    if gamma < 0:
-        raise ValueError(f"gamma is {gamma}, expected 0 or more")
-    return gamma

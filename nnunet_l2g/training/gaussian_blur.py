@@ -11,7 +11,7 @@ from nnunet_l2g.training.precision import full_precision
 
 
 def gaussian_blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Separable Gaussian of `sigma` voxels on (B, C, *spatial), edges replicated, cut at 3 sigma; never in half precision."""
+    """Separable Gaussian of `sigma` voxels, cut at 3 sigma, on (B, C, *spatial) with replicated edges. At least in float32."""
     with full_precision(x.device.type):
         return _blur(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, sigma)
 

@@ -1,27 +1,19 @@
-"""k-means centres of tokens. Runs once or twice in a training, so scikit-learn on the CPU does it."""
+"""k-means centres of tokens, by scikit-learn on the CPU: it runs once or twice in a training."""
 
 from __future__ import annotations
 
 import torch
 
-MAX_TOKENS = 8192  # more take seconds and do not move the centres
+MAX_TOKENS = 8192  # more would take seconds and hardly move the centres
 
 
 @torch.no_grad()
 def kmeans_centres(tokens: torch.Tensor, k: int, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """k centres of tokens (n, d), which weigh (n,), equally by default -> (k, d), on the tokens' device. Deterministic.
+    """k centres (k, d) of tokens (n, d) with weights (n,), equal by default. Deterministic.
 
-    With k or fewer distinct tokens each of them is a centre, and the rest are copies moved by 1 % of the tokens' spread.
-
-    Raises
-    ------
-    ValueError
-        If there is no token.
-    FloatingPointError
-        If one is not finite.
+    If k or fewer tokens are distinct, each of them is a centre, and the others are copies moved by 1 % of the tokens' spread.
+    Raises FloatingPointError if a token is not finite.
     """
-    if len(tokens) == 0:
-        raise ValueError("k-means got no tokens, expected at least one")
     if not bool(torch.isfinite(tokens).all()):
         raise FloatingPointError(f"k-means got NaN or Inf in {len(tokens)} tokens, expected finite ones")
     step = -(-len(tokens) // MAX_TOKENS)

@@ -1,4 +1,4 @@
-"""Stages: what a trainer trains before the segmenter, inside the same nnUNetv2_train, with a checkpoint of its own."""
+"""Pretraining stages: what a trainer trains before the segmenter, inside the same nnUNetv2_train, with its own checkpoint."""
 
 from __future__ import annotations
 
@@ -13,35 +13,32 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.training.checkpoints import check_finite, serialised, write_atomically
+from nnunet_l2g.training.checkpoints import check_finite, get_random_state, serialised, set_random_state, write_atomically
 from nnunet_l2g.training.distributed import mean_over_ranks, world_size
 from nnunet_l2g.training.figure import draw_diagnostics
 from nnunet_l2g.training.pictures import not_worth_a_training
-from nnunet_l2g.training.random_state import get_random_state, set_random_state
-
-FROM_BEFORE = "Training stops; the stage's checkpoint is from before. Look for NaN or Inf in the images, and continue with --c."
 
 
 class Stage(ABC):
-    """One stage: a name, a length, a step, and what of it goes to its checkpoint.
+    """A pretraining stage: a name, a length, a step, and what its checkpoint holds.
 
     Parameters
     ----------
     epochs, iterations, validation_iterations : int
-        Length, and steps in each epoch.
+        Length of the stage, and steps in each epoch.
     settings : mapping
-        JSON-able; a checkpoint with other settings is foreign and is refused.
+        JSON values. A checkpoint with other settings belongs to another training and is refused.
 
     Attributes
     ----------
     name : str
-        Of the stage; its files are stage_<name>.pth and progress_<name>.png.
+        Name of the stage. Its files are stage_<name>.pth and progress_<name>.png.
     module : nn.Module
-        What is trained: part of the trainer's network, or the trainer's own.
+        What is trained: a part of the trainer's network, or a module beside it.
     keys : tuple of str
-        Of the numbers that a training and a validation step return, for log and figure.
+        Names of the numbers that a training and a validation step return, for log and figure.
     nothing_to_learn : str
-        Why all steps of an epoch may have had nothing to learn from, and what to do.
+        Why all batches of an epoch may have had nothing to learn from, and what to do.
     """
 
     name: str
@@ -51,31 +48,30 @@ class Stage(ABC):
 
     def __init__(self, epochs: int, iterations: int, validation_iterations: int, settings: Mapping):
         self.epochs, self.iterations, self.validation_iterations = epochs, iterations, validation_iterations
-        lengths = {"epochs": epochs, "iterations": iterations}
-        self.settings = {**settings, **lengths}
+        self.settings = {**settings, "epochs": epochs, "iterations": iterations}
 
     @abstractmethod
     def begin(self) -> None:
-        """Called before the first step, also when resuming: thaws `module` and makes the optimisers."""
+        """Called before the first step and before a stage is resumed: thaws `module` and makes the optimisers."""
 
     @abstractmethod
     def train_step(self, batch: dict) -> dict[str, float]:
-        """One optimiser step on a batch of nnU-Net's training loader; this process's numbers by key, or {} if the batch had
-        nothing to learn from."""
+        """One optimiser step on a batch of nnU-Net's training loader. Returns this process's numbers by key, or {} if the
+        batch had nothing to learn from."""
 
     @abstractmethod
     def validation_step(self, batch: dict) -> dict[str, float]:
-        """Numbers for a batch of the validation loader, without gradient, or {}."""
+        """The same numbers for a batch of the validation loader, without gradient, or {}."""
 
     @abstractmethod
     def end(self) -> None:
-        """Called after the last epoch, and when a finished stage is loaded: freezes what was trained."""
+        """Called after the last epoch, and when a finished stage was loaded: freezes `module`."""
 
     def end_epoch(self, epoch: int, values: Mapping[str, float], log: Callable[[str], None]) -> None:  # noqa: B027
         """Called on rank 0 after each epoch (0, 1, ...) with its mean numbers, `train_<key>` and `validation_<key>`."""
 
     def state_dict(self) -> dict:
-        """Optimisers and the like; tensors and plain Python only. `module` is saved beside it."""
+        """Optimisers and the like, as tensors and plain Python. `module` is saved beside it."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:  # noqa: B027
@@ -102,27 +98,27 @@ def run_stage(
     Parameters
     ----------
     network : nn.Module
-        The whole network, saved too: a run that began with -pretrained_weights cannot be given them again with --c.
+        The whole network. It is saved too, because nnU-Net does not accept -pretrained_weights again with --c.
     training, validation
         Return the next batch.
     folder, log
-        For checkpoint and figure; called with one line an epoch.
+        Folder of checkpoint and figure; log is called with one line an epoch.
     owner : str
         Name of the trainer.
     resume : bool
-        Whether a checkpoint in `folder` is continued (--c). The stage of another trainer is taken too if its settings are the
-        same, so that twins can share it; the rest of that trainer's network is not.
+        Whether a checkpoint in `folder` is continued (--c). If another trainer wrote it with the same settings, only the
+        stage's module is taken from it, so that ablations can share a stage.
     save, save_every, rank
-        Whether checkpoints are written, every how many epochs, and by which process (0 alone).
+        Whether checkpoints are written, after how many epochs, and the rank of this process; rank 0 writes.
     extra_state, load_extra_state
-        Of the trainer: what it has drawn at random beside the network, tensors and plain Python only; and the inverse.
+        Of the trainer: what it has drawn at random, as tensors and plain Python; and the inverse.
 
     Raises
     ------
     UserError
-        If the checkpoint cannot be read, or was made with other settings; if an epoch had nothing to learn from.
+        If the checkpoint cannot be read or has other settings, or an epoch had nothing to learn from.
     FloatingPointError
-        If a loss or a weight is not finite; the checkpoint is from before.
+        If a loss or a weight is not finite. The checkpoint is from before.
     """
     file = Path(folder, f"stage_{stage.name}.pth")
     history: dict[str, list[float]] = {key: [] for part in ("train", "validation") for key in _named(stage.keys, part)}
@@ -134,7 +130,7 @@ def run_stage(
         if checkpoint["owner"] == owner:
             network.load_state_dict(checkpoint["network"])
             load_extra_state(checkpoint["extra"])
-            if world_size() == 1:  # rank 0's: the others would draw the same
+            if world_size() == 1:  # it is the state of rank 0, and the others must not draw the same
                 set_random_state(checkpoint["random_state"], device)
         stage.module.load_state_dict(checkpoint["module"])
         if start < stage.epochs:
@@ -142,7 +138,7 @@ def run_stage(
         log(f"stage {stage.name}: {start} of {stage.epochs} epochs are in {file}")
     elif resume:
         log(f"stage {stage.name}: no checkpoint {file}, it starts from the beginning")
-    if start == 0 and save and rank == 0:  # a kill from now on loses no -pretrained_weights
+    if start == 0 and save and rank == 0:  # so that a kill from now on does not lose -pretrained_weights
         _save(file, stage, network, owner, 0, history, extra_state())
     for epoch in range(start, stage.epochs):
         began = time.time()
@@ -198,19 +194,27 @@ def _epoch(stage: Stage, epoch: int, training, validation, log, rank: int) -> di
 def _finite_step(stage: Stage, epoch: int, batch: dict, log) -> dict[str, float]:
     step = stage.train_step(batch)
     if not all(np.isfinite(value) for value in step.values()):
-        message = f"stage {stage.name}: {step} in epoch {epoch + 1} (cases {cases_of(batch)}). {FROM_BEFORE}"
-        log(message)
-        raise FloatingPointError(message)
+        _stop(f"stage {stage.name}: {step} in epoch {epoch + 1} (cases {cases_of(batch)})", log)
     return step
 
 
+def _stop(what: str, log) -> None:
+    advice = "Look for NaN or Inf in the images, and continue with --c."
+    message = f"{what}. Training stops; the stage's checkpoint is from before. {advice}"
+    log(message)
+    raise FloatingPointError(message)
+
+
 def cases_of(batch: dict) -> list[str]:
-    """Names of the cases in a batch of nnU-Net's loader, those of the unlabelled target too."""
+    """Names of the cases in a batch of nnU-Net's loader, including those of an unlabelled target."""
     return [*batch.get("keys", []), *batch.get("unlabelled_keys", [])]
 
 
 def _means(stage: Stage, epoch: int, part: str, steps: list[dict[str, float]], log) -> dict[str, float]:
-    """Over the steps that returned numbers, of all processes, so that all of them go on or none; NaN if none returned any."""
+    """Means over the steps of all processes that returned numbers; NaN if no step did.
+
+    All processes get the same means, so all of them raise, or none.
+    """
     steps = [step for step in steps if step]
     sums = [float(np.sum([step[key] for step in steps])) for key in stage.keys]
     *sums, count = mean_over_ranks([*sums, float(len(steps))])
@@ -219,19 +223,17 @@ def _means(stage: Stage, epoch: int, part: str, steps: list[dict[str, float]], l
             f"stage {stage.name}: no batch of epoch {epoch + 1} had anything to learn from: {stage.nothing_to_learn}"
         )
     if not np.isfinite(sums).all():
-        message = f"stage {stage.name}: {part} numbers {sums} of epoch {epoch + 1} are not finite. {FROM_BEFORE}"
-        log(message)
-        raise FloatingPointError(message)
+        _stop(f"stage {stage.name}: {part} numbers {sums} of epoch {epoch + 1} are not finite", log)
     return {name: total / count if count else float("nan") for name, total in zip(_named(stage.keys, part), sums, strict=True)}
 
 
 def load_stage(file: Path, stage: Stage) -> dict:
-    """A stage's checkpoint; UserError if it is broken or foreign. Never unpickles code."""
+    """The checkpoint of a stage. UserError if it is damaged or of another training. No code in the file is run."""
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # each opcode fails in its own way
+    except Exception as error:  # damaged files raise errors of many kinds
         raise UserError(
-            f"{file} cannot be read: broken, or not a checkpoint of ours ({type(error).__name__}). Remove it and continue "
+            f"{file} cannot be read: damaged, or not a checkpoint of a stage ({type(error).__name__}). Remove it and continue "
             f"with --c: the stage {stage.name} is then trained again."
         ) from error
     wanted = {"owner": str, "epoch": int}

@@ -1,4 +1,4 @@
-"""GRCSF through the shared tester, and what is its own: twins, frozen autoencoder, levels, settings, pictures' ingredients."""
+"""GRCSF through the shared tester, and what is its own: ablations, frozen autoencoder, levels, settings, `explain`."""
 
 import copy
 
@@ -12,7 +12,7 @@ from nnunet_l2g.architectures import GRCSF
 from nnunet_l2g.architectures.grcsf.network import fitting_levels, level_strides
 
 SMALL = dict(dim=16, autoencoder=dict(width=16, depth=1, decoder_width=12, decoder_depth=1))
-TWINS = {
+FORMS = {
     "grcsf": {},
     "no_gcu": {"gcu": False},
     "no_rcu": {"residual": None},
@@ -36,14 +36,13 @@ def make(plan="plain_3d", **settings):
 
 
 @pytest.mark.parametrize("plan", tester.PLANS)
-@pytest.mark.parametrize("twin", TWINS)
-def test_every_plan_and_twin(plan, twin):
-    settings = TWINS[twin]
-    tester.check_starts_as_plain(make(plan, **settings), plan)
-    tester.check_logits_only(make(plan, **settings), plan)
-    tester.check_every_parameter_learns(make(plan, **settings), plan)
-    tester.check_saves_and_loads(make(plan, **settings), make(plan, **settings), plan)
-    tester.check_copies(make(plan, **settings), plan)
+def test_every_plan(plan):
+    tester.check_network(lambda: make(plan), plan)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "grcsf"])
+def test_every_ablation(form):
+    tester.check_network(lambda: make(**FORMS[form]), "plain_3d")
 
 
 def test_the_autoencoder_is_frozen_and_never_reached_by_a_gradient():
@@ -66,15 +65,15 @@ def wake(network):
     return network
 
 
-@pytest.mark.parametrize("twin", ["grcsf", "other", "dog"])
-def test_what_the_twins_look_at(twin):
-    """The image, through the autoencoder or through Gaussians; or the image of the step before, also at prediction."""
-    network, x = wake(make(**TWINS[twin])), tester.make_input("plain_3d")
+@pytest.mark.parametrize("form", ["grcsf", "other", "dog"])
+def test_what_the_units_read(form):
+    """Maps of the image, by the autoencoder or by Gaussians, or of the image of the step before, at prediction too."""
+    network, x = wake(make(**FORMS[form])), tester.make_input("plain_3d")
     tester.train_steps(network.train(), x, 1)
     network.eval()
     maps = [network._residual_maps(y, {}) for y in (x, x.flip(2))]
-    assert all(torch.equal(a, b) for a, b in zip(*maps, strict=True)) == (twin == "other")
-    if twin == "other":
+    assert all(torch.equal(a, b) for a, b in zip(*maps, strict=True)) == (form == "other")
+    if form == "other":
         assert network.other_maps.any()
         before = copy.deepcopy(network.other_maps)
         network(x)
@@ -92,10 +91,6 @@ def test_prediction_is_deterministic():
     torch.testing.assert_close(network(x)[0], alone, rtol=1e-3, atol=1e-4)  # nor does it depend on the rest of the batch
 
 
-def test_patch_size_may_change():
-    assert make().eval()(torch.randn(1, 1, 24, 16, 32))[0].shape == (1, tester.CLASSES, 24, 16, 32)
-
-
 def test_explain_shows_every_part_and_leaves_the_network_as_it_was():
     network, x = make().train(), tester.make_input("plain_3d")
     tester.training_loss(network, x)
@@ -109,18 +104,11 @@ def test_explain_shows_every_part_and_leaves_the_network_as_it_was():
     assert network.training and network.decoder.deep_supervision
 
 
-def test_diagnostics_are_those_promised():
-    for settings in TWINS.values():
-        network = make(**settings)
-        assert list(network.diagnostics()) == network.diagnostic_keys()
-
-
 def test_levels_that_tokens_fit():
     strides = level_strides([[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]], 3)
     assert strides == [(1, 1, 1), (1, 2, 2), (2, 4, 4), (4, 8, 8)]
     assert fitting_levels((2, 8, 8), strides) == [0, 1, 2] and fitting_levels((1, 8, 8), strides) == [0, 1]
     assert sorted(make("resenc_2d_3_channels").rcu) == ["0", "1", "2"]  # four stages: all three decoder levels
-    assert sorted(make(rcu_levels=1).rcu) == ["1"]  # the last one
 
 
 # at 1e4 the first convolution of plain nnU-Net may exceed float16 by itself
@@ -139,33 +127,17 @@ def test_finite_under_autocast_with_images_of_any_size(dtype, scale):
 # ---- torch.compile, DDP ----
 
 
-# inductor, which nnU-Net uses, takes a minute or more for each network; the twins' graphs are run by eager's own kernels
+# inductor, which nnU-Net uses, takes a minute or more; aot_eager runs the same graphs with eager's own kernels
 @pytest.mark.parametrize(
-    ("twin", "backend"),
+    ("form", "backend"),
     [
         pytest.param("grcsf", "inductor", marks=pytest.mark.long),
         pytest.param("grcsf", "aot_eager", marks=pytest.mark.slow),
-        *(pytest.param(twin, "aot_eager", marks=pytest.mark.long) for twin in ("other", "dog", "no_rcu")),
+        *(pytest.param(form, "aot_eager", marks=pytest.mark.long) for form in ("other", "dog", "no_rcu")),
     ],
 )
-def test_compiled_without_graph_break_equals_eager_in_train_mode(twin, backend):
-    torch._dynamo.reset()
-    x = tester.make_input("plain_2d")
-    eager = tester.smooth(wake(make("plain_2d", **TWINS[twin]))).train()
-    raw = copy.deepcopy(eager)
-    compiled = torch.compile(raw, backend=backend, fullgraph=True)
-    for _ in range(2):
-        losses = []
-        for forward, network in ((eager, eager), (compiled, raw)):
-            network.zero_grad()
-            loss = sum(o.square().mean() for o in forward(x)) + (network.auxiliary_loss() or 0)
-            loss.backward()
-            network.after_step()
-            losses.append(loss.detach())
-        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
-    for (name, one), two in zip(eager.named_parameters(), raw.parameters(), strict=True):
-        if one.requires_grad:
-            torch.testing.assert_close(two.grad, one.grad, rtol=2e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+def test_compiled_without_graph_break_equals_eager(form, backend):
+    tester.check_compiled(wake(make("plain_2d", **FORMS[form])), "plain_2d", backend=backend)
 
 
 def _ddp_gradients(rank, x):
@@ -205,28 +177,9 @@ def test_weights_of_other_settings_or_channels_are_refused_by_name(other, named)
         make().load_state_dict(make(plan, **settings).state_dict())
 
 
-def test_vanilla_weights_load():
-    vanilla = tester.make_backbone("plain_3d")
-    for parameter in vanilla.parameters():
-        nn.init.normal_(parameter)
-    network = make()
-    network.plain_weights_only = True
-    assert set(network.state_dict()) == set(vanilla.state_dict())
-    network.load_state_dict(vanilla.state_dict())
-    assert network.plain_weights_loaded and torch.equal(network.encoder.stages[0][0].convs[0].conv.weight,
-                                                        vanilla.encoder.stages[0][0].convs[0].conv.weight)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"residual": "mae"}, "residual is 'mae', expected one of 'autoencoder'"),
-        ({"rcu_levels": 0}, "rcu_levels is 0"),
-    ],
-)
-def test_bad_settings_are_named(settings, named):
-    with pytest.raises(ValueError, match=named):
-        make(**settings)
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="residual is 'mae', expected one of 'autoencoder'"):
+        make(residual="mae")
 
 
 def test_tokens_that_do_not_divide_the_patch_are_refused():

@@ -42,7 +42,7 @@ def test_pretraining_is_scaled_in_proportion(nnunet_folders, name, epochs, expec
 
 
 @pytest.mark.parametrize("name", ["NoRCU", "DoGResidual"])
-def test_twins_without_an_autoencoder_have_no_stage(nnunet_folders, name):
+def test_ablations_without_an_autoencoder_have_no_stage(nnunet_folders, name):
     trainer = make(nnunet_folders, getattr(trainers, f"nnUNetTrainerGRCSF{name}"), configuration="2d")
     trainer.initialize()
     assert trainer.stages() == [] and trainer.network.autoencoder is None
@@ -96,18 +96,6 @@ def test_an_infinite_gradient_stops_the_stage_before_the_weights_are_spoilt(nnun
     assert all(torch.isfinite(p).all() for p in trainer.network.autoencoder.parameters())
 
 
-def test_controls_without_an_autoencoder_take_any_patch_and_a_single_case(nnunet_folders):
-    folder = nnunet_folders.path("preprocessed", PLAIN)
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
-    plans["configurations"]["2d"]["patch_size"] = [37, 41]
-    (folder / "oddPlans.json").write_text(json.dumps(plans))
-    control = make(nnunet_folders, trainers.nnUNetTrainerDiceFocal, plans="oddPlans", configuration="2d")
-    control.initialize()
-    case = training_cases(nnunet_folders)[0]
-    control.do_split = lambda: ([case], [case])
-    control.get_tr_and_val_datasets()
-
-
 def test_a_kill_while_the_loaders_start_leaves_no_old_checkpoint_in_the_way(nnunet_folders):
     trainer = make(nnunet_folders, Small, configuration="2d")
     trainer.initialize()
@@ -144,40 +132,6 @@ def test_two_processes_of_the_stage_keep_the_same_weights(tmp_path):
     assert any(not torch.equal(value, start[key]) for key, value in first.items())
 
 
-def test_a_checkpoint_of_the_segmenter_is_from_after_the_stage(nnunet_folders, capsys):
-    trainer = make(nnunet_folders, Small, configuration="2d")
-    trainer.on_train_start()
-    trainer.current_epoch = 1
-    file = trainer.output_folder + "/checkpoint_latest.pth"
-    trainer.save_checkpoint(file)
-    capsys.readouterr()
-    resumed = make(nnunet_folders, Small, configuration="2d", continues=True)
-    resumed.load_checkpoint(file)
-    resumed.on_train_start()
-    assert "stage autoencoder" not in capsys.readouterr().out
-    for (key, one), two in zip(
-        trainer.network.autoencoder.state_dict().items(), resumed.network.autoencoder.state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, two), key
-
-
-def test_a_new_run_moves_the_old_stage_aside(nnunet_folders, tmp_path):
-    make(nnunet_folders, Small, configuration="2d").on_train_start()
-    trainer = make(nnunet_folders, Small, configuration="2d")
-    trainer.on_train_start()
-    assert len(list((tmp_path / "nnUNet_results").rglob("previous_*/stage_autoencoder.pth"))) == 1
-
-
-def test_a_stage_of_another_fold_is_refused(nnunet_folders):
-    trainer = make(nnunet_folders, Small, configuration="2d")
-    trainer.on_train_start()
-    stage = torch.load(f"{trainer.output_folder}/stage_autoencoder.pth", weights_only=True)
-    stage["settings"]["fold"] = 3
-    torch.save(stage, f"{trainer.output_folder}/stage_autoencoder.pth")
-    with pytest.raises(UserError, match=r"another training \(fold: there 3, here 0\)"):
-        make(nnunet_folders, Small, configuration="2d", continues=True).on_train_start()
-
-
 @pytest.mark.parametrize(("dataset", "kind"), [(PLAIN, FocalLoss), (RICH, BinaryFocalLoss)])
 @pytest.mark.parametrize("name", ["GRCSF", "GRCSFFocal", "DiceFocal"])
 def test_losses(nnunet_folders, dataset, kind, name):
@@ -195,11 +149,20 @@ def test_the_control_is_plain_nnunet_with_this_loss(nnunet_folders):
     assert control.raw_network.own_keys() == ["settings"]
 
 
+def test_a_patch_that_no_token_divides_is_refused_before_training_and_suits_the_control(nnunet_folders):
+    folder = nnunet_folders.path("preprocessed", PLAIN)
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans["configurations"]["2d"]["patch_size"] = [37, 41]
+    (folder / "oddPlans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match="no token size divides the patch on axis 0: 37 voxels"):
+        make(nnunet_folders, Small, plans="oddPlans", configuration="2d").initialize()
+    make(nnunet_folders, trainers.nnUNetTrainerDiceFocal, plans="oddPlans", configuration="2d").initialize()
+
+
 # ---- the picture ----
 
 
-@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-@pytest.mark.parametrize("dataset", [PLAIN, RICH])
+@pytest.mark.parametrize(("dataset", "configuration"), [(PLAIN, "2d"), (RICH, "3d_fullres")])
 def test_the_picture_shows_a_labelled_patch(nnunet_folders, dataset, configuration):
     trainer = make(nnunet_folders, Small, dataset, configuration=configuration)
     trainer.initialize()
@@ -215,26 +178,9 @@ def test_the_picture_shows_a_labelled_patch(nnunet_folders, dataset, configurati
 # ---- refusals ----
 
 
-def make_with_cases(planned, cases):
-    """A trainer whose fold has these training cases."""
-    trainer = make(planned, Small, configuration="2d")
-    trainer.initialize()
-    trainer.do_split = lambda: (cases, cases)
-    return trainer
-
-
-def test_one_training_case_is_refused(nnunet_folders):
-    case = training_cases(nnunet_folders)[0]
-    with pytest.raises(UserError, match="fold 0 has 1 training case, expected at least 2"):
-        make_with_cases(nnunet_folders, [case]).get_tr_and_val_datasets()
-
-
-def training_cases(planned):
-    return make(planned, Small, configuration="2d").do_split()[0]
-
-
 def test_a_fold_without_labels_is_refused(nnunet_folders, monkeypatch):
-    trainer = make_with_cases(nnunet_folders, training_cases(nnunet_folders))
+    trainer = make(nnunet_folders, Small, configuration="2d")
+    trainer.initialize()
     load = trainer.dataset_class.load_case
 
     def without_labels(self, case):
@@ -259,12 +205,3 @@ def test_a_fold_without_labels_is_refused(nnunet_folders, monkeypatch):
 )
 def test_foreground_is_what_is_labelled(locations, expected):
     assert has_foreground({"class_locations": locations}) == expected
-
-
-def test_a_patch_no_token_divides_is_refused_before_training(nnunet_folders):
-    folder = nnunet_folders.path("preprocessed", PLAIN)
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
-    plans["configurations"]["2d"]["patch_size"] = [37, 41]
-    (folder / "oddPlans.json").write_text(json.dumps(plans))
-    with pytest.raises(ValueError, match="no token size divides the patch on axis 0: 37 voxels"):
-        make(nnunet_folders, Small, plans="oddPlans", configuration="2d").initialize()

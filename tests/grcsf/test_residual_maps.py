@@ -1,4 +1,4 @@
-"""The channels of a residual map, and the difference of Gaussians that replaces it in a twin."""
+"""The channels of a residual map, and the difference of Gaussians that replaces it in an ablation."""
 
 import pytest
 import torch
@@ -37,15 +37,15 @@ def test_blur_equals_scipys(shape):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_blur_and_differences_keep_full_precision_under_autocast(dtype):
     x = 9 + torch.linspace(0, 1, 48).expand(1, 1, 48, 48)  # a small slope on a large offset
-    plain = DifferenceOfGaussians(2)(x)
+    plain = DifferenceOfGaussians()(x)
     with torch.autocast("cpu", dtype=dtype):
-        found = DifferenceOfGaussians(2)(x)
+        found = DifferenceOfGaussians()(x)
         assert torch.equal(gaussian_blur(x, 1.0), gaussian_blur(x.clone(), 1.0))
     assert all(f.dtype == torch.float32 and torch.equal(f, p) for f, p in zip(found, plain, strict=True))
 
 
 def test_difference_of_gaussians_has_unit_deviation_and_survives_constant_images():
     x = torch.randn(2, 3, 32, 32)
-    for difference in DifferenceOfGaussians(2)(x):
+    for difference in DifferenceOfGaussians()(x):
         torch.testing.assert_close(difference.std((2, 3)), torch.ones(2, 3), rtol=1e-3, atol=1e-3)
-    assert all(d.abs().max() < 0.01 for d in DifferenceOfGaussians(2)(torch.full((1, 1, 16, 16), 3.0)))
+    assert all(d.abs().max() < 0.01 for d in DifferenceOfGaussians()(torch.full((1, 1, 16, 16), 3.0)))

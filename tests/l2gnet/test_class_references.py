@@ -1,4 +1,4 @@
-"""L2GNet's references: labels of tokens, assignment and collection against oracles, closed forms and hand-made images."""
+"""L2GNet's references: token labels, assignment and collection, against oracles, closed forms and hand-made images."""
 
 import ot
 import pytest
@@ -83,25 +83,22 @@ def test_tokens_are_assigned_as_by_pots_plan_within_their_class(monkeypatch):
             assert torch.equal(found[label == c], 2 * c + plan.argmax(1))
 
 
-def test_no_reference_of_a_class_starves_and_the_nearest_one_does():
+def test_no_reference_of_a_class_starves():
     """Both references of class 1 begin on the same side of its two halves."""
     features, blocks = image(0, 1, 2, noise=0.1)
     target = (blocks > 0).long()[None, None, :, None].repeat(1, 1, 1, 8)
-    used = {}
-    for nearest in (False, True):
-        module = make(2, codebook=False, nearest=nearest).train()
-        place(module, [[0, 3], [1, 1]])
-        with torch.no_grad():
-            module.references[0, 1] += NORM * torch.tensor([[0.0, 0, 0.05] + [0] * 5, [0.05, 0, 0.2] + [0] * 5])
-        optimizer = torch.optim.SGD([module.references], 0.02)
-        for _ in range(100):
-            optimizer.zero_grad()
-            module(features)
-            module.loss(target).backward()
-            optimizer.step()
-        cosines = unit(module.references.detach())[0, 1] @ torch.eye(D)[1:3].T
-        used[nearest] = cosines.amax(0)  # how well each half of the class is met
-    assert used[False].min() > 0.9, used
+    module = make(2, codebook=False).train()
+    place(module, [[0, 3], [1, 1]])
+    with torch.no_grad():
+        module.references[0, 1] += NORM * torch.tensor([[0.0, 0, 0.05] + [0] * 5, [0.05, 0, 0.2] + [0] * 5])
+    optimizer = torch.optim.SGD([module.references], 0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        module(features)
+        module.loss(target).backward()
+        optimizer.step()
+    cosines = unit(module.references.detach())[0, 1] @ torch.eye(D)[1:3].T
+    assert cosines.amax(0).min() > 0.9, cosines  # each half of the class has a reference
 
 
 # ---- collection ----
@@ -252,21 +249,6 @@ def test_is_float32_under_autocast_with_features_of_any_size(dtype, scale):
     torch.testing.assert_close(evidence, module(z.float()), rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_casts(dtype):
-    module, f, target = make().train(), torch.randn(2, D, 4, 6), torch.randint(0, 3, (2, 1, 4, 6))
-    expected = module(f)
-    module.to(dtype)
-    for _ in range(3):
-        evidence = module(f.to(dtype))
-        (evidence.sum() + module.loss(target)).backward()
-        module.after_step()
-    assert evidence.dtype == torch.promote_types(dtype, torch.float32)
-    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == dtype for p in module.parameters())
-    if dtype == torch.float64:
-        torch.testing.assert_close(make().double()(f.double()).float(), expected)
-
-
 def test_nonfinite_features_are_refused_before_they_reach_the_codebook():
     module = make().train()
     before = module.quantizer.codebook.clone()
@@ -301,9 +283,3 @@ def test_auxiliary_head_is_a_convolution_with_balanced_cross_entropy():
     regions = AuxiliaryHead(D, 2, regions=True).train()
     regions(f)
     assert torch.isfinite(regions.loss(torch.randint(0, 2, (2, 3, 4, 4)).float()))
-
-
-@pytest.mark.parametrize(("settings", "named"), [({"per_class": 0}, r"\(M\) is 0"), ({"dim": 0}, r"\(d\) is 0")])
-def test_bad_settings_are_named(settings, named):
-    with pytest.raises(ValueError, match=named):
-        make(**settings)

@@ -1,4 +1,4 @@
-"""For the tests' child processes. nnU-Net asks torch for a thread a core; those of several processes disturb each other."""
+"""One thread for each child process of a test. nnU-Net sets one per core, and several processes would disturb each other."""
 
 import os
 

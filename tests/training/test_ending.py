@@ -1,4 +1,4 @@
-"""However a training ends, its workers end with it, and what was saved stays: signals, a full disk, a read-only folder."""
+"""However a training ends, its workers end with it, and what was saved stays."""
 
 import multiprocessing
 import os
@@ -12,7 +12,6 @@ import torch
 from planned import ADAPTED, PLAIN
 from small_trainers import make
 
-from nnunet_l2g.errors import UserError
 from nnunet_l2g.training.ending import ending_cleanly
 
 TRAINER = "nnUNetTrainerL2GNet_9epochs_2iterations"
@@ -86,53 +85,6 @@ def test_a_signal_ends_all_workers(number, everybody, status, told):
     child.join(60)
     assert child.exitcode == status and ours.poll() == told
     wait_for(lambda: not session(child.pid), 10)
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """Mounts a tmpfs of so many MiB; mount(size) -> folder."""
-    folder, mounted = tmp_path / "disk", []
-
-    def mount(size):
-        folder.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", folder], capture_output=True)
-        if done.returncode:
-            pytest.skip("this user cannot mount a small disk")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for path in mounted:
-        subprocess.run(["umount", "-l", path], check=True)
-
-
-@linux
-def test_a_full_disk_is_named_and_the_last_checkpoint_is_intact(adapted_folders, disk):
-    results = disk(8)
-    trainer = make(adapted_folders, "L2GNet", "nnUNetPlans", results / "fold_0")
-    trainer.initialize()
-    latest = results / "fold_0" / "checkpoint_latest.pth"
-    trainer.save_checkpoint(str(latest))
-    before = latest.read_bytes()
-    with open(results / "somebody else's", "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(bytes(2**16))
-    with pytest.raises(UserError, match=r"checkpoint_latest.pth could not be written: No space left.*is intact"):
-        trainer.save_checkpoint(str(latest))
-    assert latest.read_bytes() == before
-    (results / "somebody else's").unlink()
-    trainer.current_epoch = 1
-    trainer.save_checkpoint(str(latest))
-    assert torch.load(latest, weights_only=False)["current_epoch"] == 2
-
-
-@linux
-def test_a_read_only_results_folder_is_refused_before_anything_is_computed(adapted_folders, disk, monkeypatch):
-    results = disk(1)
-    subprocess.run(["mount", "-o", "remount,ro", results], check=True)
-    monkeypatch.setenv("nnUNet_results", str(results))
-    with pytest.raises(OSError, match=f"Read-only file system: '{results}"):
-        make(adapted_folders, "L2GNet", "nnUNetPlans", results)
 
 
 def test_a_training_that_fails_ends_its_loaders_at_once(adapted_folders, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from planned import ADAPTED
 from small_trainers import flatten, make
 from test_trainers import CPU
 
-from nnunet_l2g.training.random_state import get_random_state, set_random_state
+from nnunet_l2g.training.checkpoints import get_random_state, set_random_state
 
 
 class Interrupted(Exception):

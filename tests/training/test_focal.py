@@ -44,11 +44,6 @@ def test_gradients_are_finite_where_the_network_is_certain(gamma):
     assert torch.isfinite(z.grad).all()
 
 
-def test_negative_gamma_is_refused():
-    with pytest.raises(ValueError, match="gamma is -1"):
-        FocalLoss(-1)
-
-
 def dice_and_entropy(ignore=None):
     return DC_and_CE_loss(
         {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, 1, 1, ignore, MemoryEfficientSoftDiceLoss

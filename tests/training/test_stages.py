@@ -1,7 +1,5 @@
 """Stages: run, saved, resumed, refused."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -110,27 +108,13 @@ def test_a_finished_stage_is_not_trained_again(tmp_path):
     assert torch.equal(other.part.weight, network.part.weight) and not other.part.weight.requires_grad
 
 
-def test_a_twins_stage_is_taken_without_the_rest_of_its_network(tmp_path):
+def test_the_stage_of_another_trainer_is_taken_without_the_rest_of_its_network(tmp_path):
     network = Network()
     run(tmp_path, Line(network), network, owner="one")
-    twin = Network(seed=5)
-    rest = twin.rest.weight.clone()
-    run(tmp_path, Line(twin), twin, resume=True, owner="twin")
-    assert torch.equal(twin.part.weight, network.part.weight) and torch.equal(twin.rest.weight, rest)
-
-
-def test_resuming_without_a_checkpoint_starts_and_says_so(tmp_path):
-    network = Network()
-    lines = run(tmp_path, Line(network), network, resume=True)
-    assert "no checkpoint" in lines[0] and "starts from the beginning" in lines[0] and len(lines) == 5
-
-
-def test_without_resume_a_checkpoint_is_not_read(tmp_path):
-    (tmp_path / "stage_line.pth").write_bytes(b"broken")
-    network = Network()
-    stage = Line(network)
-    run(tmp_path, stage, network)
-    assert stage.steps == 12
+    other = Network(seed=5)
+    rest = other.rest.weight.clone()
+    run(tmp_path, Line(other), other, resume=True, owner="other")
+    assert torch.equal(other.part.weight, network.part.weight) and torch.equal(other.rest.weight, rest)
 
 
 def test_nothing_is_written_where_checkpoints_are_disabled_or_on_other_ranks(tmp_path):
@@ -151,17 +135,7 @@ def test_saved_every_so_many_epochs_and_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"not a checkpoint",
-        json.dumps({"a": 1}).encode(),
-        "truncated",
-        {"format": 1, "name": "other"},
-        {"name": "line"},
-        [1, 2],
-    ],
-    ids=["empty", "text", "json", "truncated", "other", "incomplete", "list"],
+    "content", [b"not a checkpoint", "truncated", {"name": "line"}, [1, 2]], ids=["text", "truncated", "incomplete", "list"]
 )
 def test_a_broken_checkpoint_is_named_and_left_alone(tmp_path, content):
     file, network = tmp_path / "stage_line.pth", Network()
@@ -176,18 +150,6 @@ def test_a_broken_checkpoint_is_named_and_left_alone(tmp_path, content):
     with pytest.raises(UserError, match=r"stage_line\.pth .*Remove it and continue with --c"):
         run(tmp_path, Line(Network()), Network(), resume=True)
     assert file.read_bytes() == before
-
-
-class Payload:
-    def __reduce__(self):
-        return (print, ("code of the file runs",))
-
-
-def test_a_checkpoint_with_code_is_refused_and_the_code_not_run(tmp_path, capsys):
-    torch.save({"format": 1, "name": "line", "settings": Payload()}, tmp_path / "stage_line.pth")
-    with pytest.raises(UserError, match="cannot be read"):
-        run(tmp_path, Line(Network()), Network(), resume=True)
-    assert "code of the file" not in capsys.readouterr().out
 
 
 def test_a_foreign_checkpoint_is_refused_and_says_why(tmp_path):

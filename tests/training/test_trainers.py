@@ -14,7 +14,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
 )
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
-from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from planned import PLAIN, RICH, narrow
@@ -238,11 +238,6 @@ def test_nonfinite_loss_stops_training_and_names_the_cases(nnunet_folders, capsy
         trainer.train_step(batch)
 
 
-def test_short_runs_save_often_enough_to_resume(nnunet_folders):
-    for epochs, every in ((1, 1), (5, 1), (20, 2), (1000, 50)):
-        assert make(nnunet_folders, getattr(trainers, f"nnUNetTrainerL2GNet_{epochs}epochs")).save_every == every
-
-
 # ---- weights ----
 
 
@@ -286,23 +281,6 @@ def test_a_checkpoint_is_nnunets_own_and_ours_serialised_once(nnunet_folders, tm
     for key in expected.keys() - {"network_weights", "optimizer_state"}:
         assert str(found[key]) == str(expected[key]), key
     assert found["optimizer_state"]["param_groups"] == expected["optimizer_state"]["param_groups"]
-
-
-def test_a_checkpoint_resumes_whole(nnunet_folders):
-    first = make(nnunet_folders, configuration="2d")
-    first.initialize()
-    first.train_step(make_batch(first, 2))
-    file = first.output_folder + "/checkpoint_latest.pth"
-    first.save_checkpoint(file)
-    second = make(nnunet_folders, configuration="2d")
-    second.load_checkpoint(file)
-    for (key, one), two in zip(first.network.state_dict().items(), second.network.state_dict().values(), strict=True):
-        assert torch.equal(one, two), key
-    for one, two in zip(first.optimizer.state.values(), second.optimizer.state.values(), strict=True):
-        assert torch.equal(one["momentum_buffer"], two["momentum_buffer"])
-    assert second.current_epoch == 1 and int(second.network.l2g.steps) == 1
-    second.train_step(make_batch(second, 2))
-    assert second.network.l2g._steps == 2  # counted on, not started anew: the codes are not placed again
 
 
 def test_a_continued_training_knows_that_the_epoch_it_was_saved_in_was_the_best(nnunet_folders):
@@ -360,35 +338,3 @@ def test_other_nnunets_are_refused_at_once(nnunet_folders, monkeypatch, version)
     monkeypatch.setattr(compatibility, "installed_version", lambda _: version)
     with pytest.raises(UserError, match=r">=2\.8\.0,<2\.9"):
         make(nnunet_folders)
-
-
-def test_nnunets_own_function_finds_and_makes_the_trainer(nnunet_folders, monkeypatch):
-    monkeypatch.setenv("nnUNet_extTrainer", nnunet_folders.environment["nnUNet_extTrainer"])
-    trainer = get_trainer_from_args("981", "2d", 0, "nnUNetTrainerL2GNet_4epochs", device=CPU)
-    assert type(trainer) is trainers.nnUNetTrainerL2GNet_4epochs
-
-
-def test_another_trainers_checkpoint_is_refused_before_an_epoch(nnunet_folders, monkeypatch):
-    """A user copies a checkpoint into another trainer's folder to save time, and continues with nnU-Net's command."""
-    monkeypatch.setenv("nnUNet_extTrainer", nnunet_folders.environment["nnUNet_extTrainer"])
-    first = make(nnunet_folders, configuration="2d")
-    first.initialize()
-    other = get_trainer_from_args("981", "2d", 0, "nnUNetTrainerL2GNetOneReference", device=CPU)
-    Path(other.output_folder).mkdir(parents=True, exist_ok=True)
-    first.save_checkpoint(f"{other.output_folder}/checkpoint_latest.pth")
-    with pytest.raises(RuntimeError, match="per_class: checkpoint 'none', here 1"):
-        maybe_load_checkpoint(other, True, False, None)
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        ("nnUNetTrainerL2GNet_20epoch_", RuntimeError, "Could not find requested nnunet trainer nnUNetTrainerL2GNet_20epoch_"),
-        ("nnUNetTrainerL2GNet_0epochs", ValueError, "N epochs and M iterations have to be at least 1"),
-    ],
-)
-def test_a_wrong_name_is_refused_by_nnunets_own_function(nnunet_folders, monkeypatch, capsys, name, error, message):
-    monkeypatch.setenv("nnUNet_extTrainer", nnunet_folders.environment["nnUNet_extTrainer"])
-    with pytest.raises(error, match=message):
-        get_trainer_from_args("981", "2d", 0, name, device=CPU)
-    assert error is ValueError or "<Trainer>_<N>epochs" in capsys.readouterr().err
