@@ -81,7 +81,7 @@ def training_loss(network: nn.Module, data: torch.Tensor, with_target: bool) -> 
         network.unlabelled = torch.empty_like(data)
     loss = sum(output.softmax(1).square().mean() for output in network(data))
     if with_target:
-        loss = loss + network._seen.target.square().mean()
+        loss = loss + network.auxiliary_outputs.target_features.square().mean()
     auxiliary = network.auxiliary_loss(torch.empty_like(data[:, :1]))
     return loss if auxiliary is None else loss + auxiliary
 

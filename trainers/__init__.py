@@ -6,12 +6,12 @@ import sys
 
 from nnunet_l2g.trainers.glua import (
     nnUNetTrainerGLUA,
+    nnUNetTrainerGLUAInversionOnly,
     nnUNetTrainerGLUANoMask,
     nnUNetTrainerGLUANoTranslation,
+    nnUNetTrainerGLUASelfTraining,
     nnUNetTrainerGLUATranslationOnly,
 )
-from nnunet_l2g.trainers.glua_self_training import nnUNetTrainerGLUASelfTraining
-from nnunet_l2g.trainers.glua_sign_only import nnUNetTrainerGLUASignOnly
 from nnunet_l2g.trainers.grcsf import (
     nnUNetTrainerDiceFocal,
     nnUNetTrainerGRCSF,
@@ -52,7 +52,7 @@ __all__ = [  # noqa: RUF022, in the order of README's table
     "nnUNetTrainerGLUATranslationOnly",
     "nnUNetTrainerGLUANoMask",
     "nnUNetTrainerGLUANoTranslation",
-    "nnUNetTrainerGLUASignOnly",
+    "nnUNetTrainerGLUAInversionOnly",
     "nnUNetTrainerGLUASelfTraining",
     "nnUNetTrainerRandomIntensity",
 ]

@@ -12,7 +12,7 @@ from planned import ADAPTED
 from small_trainers import make
 from test_trainers import make_batch
 
-from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
+from nnunet_l2g.architectures.glua.alignment import DomainDiscriminator
 from nnunet_l2g.architectures.l2gnet import VectorQuantizer
 from nnunet_l2g.architectures.l2gnet.sinkhorn import sinkhorn_potentials
 
