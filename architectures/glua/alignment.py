@@ -171,7 +171,7 @@ class AdversarialAlignment:
 
     def diagnostics(self) -> dict[str, float]:
         """Since the last call: mean mask on the target, share of positions D is right about (mean of both domains), weight."""
-        records, self._records = self._records, []
+        records, self._records = self._records or [torch.zeros(4)], []  # the gradient scaler may have skipped all steps
         mask, right_target, right_source, sources = torch.stack(records).mean(0).tolist()
         accuracy = (right_source / sources + right_target) / 2 if sources else right_target
         return {"mask_mean": mask, "domain_accuracy": accuracy, "alignment_weight": self.weight}

@@ -1,14 +1,12 @@
-"""GLUA continues where it stopped, and in two processes stays one."""
+"""GLUA's checkpoints, and that two processes stay equal. tests/training/test_exact_resume.py continues its trainings."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from distributed import run_two_processes
-from glua_trainers import make, run_epochs, saved_after, strip
+from glua_trainers import make, saved_after, strip
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from small_trainers import flatten
 from test_alignment import features
 from test_glua_network import make_network
 from test_trainers import CPU
@@ -18,47 +16,6 @@ from nnunet_l2g.architectures.glua.alignment import AdversarialAlignment, Domain
 from nnunet_l2g.architectures.glua.contrast_inversion import ContrastDistances
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.trainers import adapted
-
-
-def test_the_first_stage_continues_where_it_stopped(adapted_folders, capsys):
-    trainer = make(adapted_folders, epochs=8)  # four epochs of translation
-    trainer.initialize()
-    stage = trainer.stages()[0]
-    end_epoch, count = type(stage).end_epoch, []
-
-    def stopping(self, epoch, *args):
-        count.append(epoch)
-        if len(count) == 3:
-            raise KeyboardInterrupt
-        return end_epoch(self, epoch, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(stage), "end_epoch", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.on_train_start()
-    resumed = make(adapted_folders, epochs=8, continues=True)
-    resumed.on_train_start()
-    output = capsys.readouterr().out
-    assert "stage translation: 2 of 4 epochs are in" in output and "stage translation, epoch 4 of 4" in output
-    assert resumed.translator.target_styles.any()
-
-
-@pytest.mark.parametrize("name", ["GLUA", "GLUASelfTraining"])
-def test_the_second_stage_continues_whole(adapted_folders, capsys, name):
-    trainer = make(adapted_folders, name)
-    file = saved_after(trainer, 2)
-    state = trainer.extra_state()
-    capsys.readouterr()
-    resumed = make(adapted_folders, name, continues=True)
-    resumed.load_checkpoint(file)
-    resumed.on_train_start()
-    assert "stage translation" not in capsys.readouterr().out
-    assert flatten(state).keys() == flatten(resumed.extra_state()).keys()
-    for key, value in flatten(state).items():
-        assert np.array_equal(value, flatten(resumed.extra_state())[key]), key
-    x, styles = torch.randn(1, 1, 32, 32), trainer.translator.target_styles[:1]
-    assert torch.equal(trainer.translator.translate(x, styles), resumed.translator.translate(x, styles))
-    run_epochs(resumed, 1)
 
 
 def test_an_inverted_channel_stays_so(adapted_folders, capsys):
