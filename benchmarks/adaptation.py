@@ -7,7 +7,7 @@ python benchmarks/adaptation.py --pair nuclei --data nnUNet_raw --folder WORK --
 Everything through the command lines of nnU-Net and of nnunet_l2g, in nnU-Net folders of its own below WORK: writes the pair,
 plans the source, adapts it to the target, trains each method on fold 0 with the same plans and epochs, predicts the target's
 test images and scores them. What is there already is kept: the same command goes on where it stopped. Twins that translate
-take over GLUA's finished first stage. Logs are in WORK/logs. "source turned over" is nothing but the sign of each channel, as
+take over GLUA's finished first stage. Logs are in WORK/logs. "source inverted" only inverts channels of the source, as
 GLUA measures it; "GLUA x100" aligns with a hundred times the weight, and so on.
 
 Scores: Dice and 95 % Hausdorff distance per case, mean over its structures. Share of the gap closed: (method - source only) /
@@ -39,25 +39,22 @@ SOURCE_ONLY, SUPERVISED = "source only", "supervised"
 METHODS = {  # GLUA before those that take its translation over
     SOURCE_ONLY: "nnUNetTrainer",
     SUPERVISED: "nnUNetTrainer",
-    "source turned over": "nnUNetTrainerGLUASignOnly",
+    "source inverted": "nnUNetTrainerGLUAInversionOnly",
     "random intensity": "nnUNetTrainerRandomIntensity",
     "GLUA": "nnUNetTrainerGLUA",
     "no mask": "nnUNetTrainerGLUANoMask",
     "translation only": "nnUNetTrainerGLUATranslationOnly",
     "no translation": "nnUNetTrainerGLUANoTranslation",
     "self-training": "nnUNetTrainerGLUASelfTraining",
-    "reweighted": "nnUNetTrainerGLUAReweighted",  # of benchmarks/candidates
 }
 STRENGTHS = {f"{method} x{factor}": factor for factor in (10, 100, 1000) for method in ("GLUA", "no mask")}
 METHODS |= {strong: METHODS[strong.rsplit(" ", 1)[0]] for strong in STRENGTHS}
-EXTRA = ("reweighted", *STRENGTHS)  # only where they are named
-TAKES_OVER = ("no mask", "translation only", "self-training", *EXTRA)
+TAKES_OVER = ("no mask", "translation only", "self-training", *STRENGTHS)
 STAGE = "stage_translation.pth"
 RESAMPLES = 10_000
-CANDIDATES = Path(__file__).resolve().parent / "candidates"
 KEPT = ("pair", "epochs", "iterations", "batch_size", "patch_size", "translator_width", "slices", "translation_share")
 TRANSLATES = """import nnunet_l2g.trainers
-from {} import {} as Base
+from nnunet_l2g.trainers import {} as Base
 
 
 class {}(Base):
@@ -93,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--iterations", type=int, help="of an epoch; default: nnU-Net's 250")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m not in EXTRA])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m not in STRENGTHS])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--configuration", choices=("2d", "3d_fullres"), help="default: the pair's")
     parser.add_argument("--batch-size", type=int, help="of the plans; default: as planned")
@@ -128,8 +125,7 @@ class Work:
             "nnUNet_raw": str(self.folder / "raw"),
             "nnUNet_preprocessed": str(make(self.folder / "preprocessed")),
             "nnUNet_results": str(make(self.folder / "results_0")),
-            VARIABLE: with_trainers(os.pathsep.join((str(make(self.folder / "trainers")), str(CANDIDATES)))),
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(CANDIDATES), os.environ.get("PYTHONPATH")))),
+            VARIABLE: with_trainers(str(make(self.folder / "trainers"))),
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -218,8 +214,7 @@ class Work:
             factor = STRENGTHS.get(method, 1)
             stronger = f"x{factor}" if factor > 1 else ""
             written = f"{name}{stronger}_w{args.translator_width}s{args.slices}"
-            module = "glua_candidates" if name == METHODS["reweighted"] else "nnunet_l2g.trainers"
-            code = TRANSLATES.format(module, name, written, *translation, factor)
+            code = TRANSLATES.format(name, written, *translation, factor)
             (self.folder / "trainers" / f"{written}.py").write_text(code)
             return f"{written}_{lengths}"
         return f"{name}_{lengths}"

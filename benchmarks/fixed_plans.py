@@ -143,8 +143,8 @@ def make_trainer(trainer_class: type, plan: Plan, device: torch.device, compiled
     trainer.current_epoch = trainer.num_epochs - 1
     if getattr(trainer, "alignment_of_features", None) is not None:
         trainer.alignment_of_features.weight = trainer.alignment_weights[1]
-    if getattr(trainer, "sign_alone", False):
-        trainer.polarity = -torch.ones(plan.channels, device=device)  # else measured on cases
+    if getattr(trainer, "inversion_only", False):
+        trainer.inverted = torch.ones(plan.channels, dtype=torch.bool, device=device)  # else measured on cases
     return trainer
 
 

@@ -22,7 +22,7 @@ from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_l2g import trainers
-from nnunet_l2g.architectures.glua import domain_discriminator
+from nnunet_l2g.architectures.glua import alignment
 from nnunet_l2g.architectures.glua.translation import stage as translation_stage
 from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.errors import UserError
@@ -51,7 +51,7 @@ STAGES = {
     "nnUNetTrainerGLUATranslationOnly": "translation",
     "nnUNetTrainerGLUANoMask": "translation",
     "nnUNetTrainerGLUANoTranslation": None,
-    "nnUNetTrainerGLUASignOnly": None,
+    "nnUNetTrainerGLUAInversionOnly": None,
     "nnUNetTrainerGLUASelfTraining": "translation",
     "nnUNetTrainerRandomIntensity": None,
 }
@@ -71,7 +71,7 @@ def small_trainers() -> Iterator[None]:
             if issubclass(trainer, trainers.nnUNetTrainerGLUA):
                 for name, value in TRANSLATION.items():
                     patch.setattr(trainer, name, value)
-        patch.setattr(domain_discriminator, "WIDTHS", (32, 32))
+        patch.setattr(alignment, "WIDTHS", (32, 32))
         patch.setattr(stages, "draw_diagnostics", lambda *_: None)
         patch.setattr(translation_stage, "draw_translation", lambda *_: None)
         patch.setenv(VARIABLE, with_trainers(""))
@@ -132,7 +132,7 @@ def make_trainer(cls: type, setting: Setting, plans: dict):
     trainer._pictured = None  # GRCSF's patch for pictures, of a validation case
     if isinstance(trainer, AdaptedTrainer):
         trainer.target = AdaptedTarget("Dataset002_Target", Path(), [], [], [])  # batches need none
-        trainer._measure_polarity = lambda: [-1] * setting.channels  # of files
+        trainer.measure_inverted_channels = lambda: [True] * setting.channels  # of files
     return trainer
 
 

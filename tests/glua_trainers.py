@@ -41,6 +41,14 @@ def saved_after(trainer, epochs):
     return file
 
 
+def strip(file):
+    """The checkpoint without what our trainers keep beside the network."""
+    checkpoint = torch.load(file, weights_only=False)
+    del checkpoint["nnunet_l2g"]
+    torch.save(checkpoint, file)
+    return file
+
+
 def run_epochs(trainer, number):
     """Epochs as nnU-Net's run_training makes them."""
     for _ in range(number):

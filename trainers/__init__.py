@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from nnunet_l2g.trainers import glua, glua_self_training, glua_sign_only, grcsf, l2gnet, random_intensity
+from nnunet_l2g.trainers import glua, grcsf, l2gnet, random_intensity
 from nnunet_l2g.training.names import make_trainer
 
 # All trainers of these modules, in the order in which the modules and their classes are written.
 _TRAINERS = {
     name: value
-    for module in (l2gnet, grcsf, glua, glua_sign_only, glua_self_training, random_intensity)
+    for module in (l2gnet, grcsf, glua, random_intensity)
     for name, value in vars(module).items()
     if name.startswith("nnUNetTrainer") and value.__module__ == module.__name__
 }

@@ -1,38 +1,35 @@
-"""nnUNetTrainerGLUA and its twins: translate the source, then segment it while the target's features are drawn near."""
+"""nnUNetTrainerGLUA and its ablations: translate the source, then segment it while the target's features are aligned."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunet_l2g.architectures.glua.adversarial_alignment import AdversarialAlignment, alignment_weight
-from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
+from nnunet_l2g.architectures.glua.alignment import AdversarialAlignment, DomainDiscriminator, alignment_weight
+from nnunet_l2g.architectures.glua.contrast_inversion import invert_contrast, inverted_dataset_class
 from nnunet_l2g.architectures.glua.domain_gap import DomainGap
-from nnunet_l2g.architectures.glua.network import Seen
-from nnunet_l2g.architectures.glua.target_stream import WithUnlabelled, target_stream
+from nnunet_l2g.architectures.glua.network import AuxiliaryOutputs
 from nnunet_l2g.architectures.glua.translation.stage import TranslationStage
 from nnunet_l2g.architectures.glua.translation.translator import Translator, halvings_of
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.trainers.adapted import AdaptedTrainer
-from nnunet_l2g.training.stages import Stage, cases_of
+from nnunet_l2g.training.stages import Stage
 
-USED = ("average.", "target_styles", "polarity")  # of the translator after its stage; the stage's own checkpoint has the rest
+USED = ("average.", "target_styles", "inverted")  # of the translator in use; the stage's own checkpoint has the rest
 
 
 class nnUNetTrainerGLUA(AdaptedTrainer):
     """GLUA on adapted plans (`nnunet_l2g adapt`): first a translation of source into target images, then the segmenter.
 
-    The network is plain nnU-Net's. Translator, discriminator and their like are the trainer's, in its checkpoints so that
-    `--c` continues, and not needed to predict.
+    The network is plain nnU-Net's. Translator and discriminator belong to the trainer. They are in its checkpoints so that
+    `--c` continues, and a prediction does not need them.
 
     Attributes
     ----------
     translation_share, translation_steps : float, int
-        Epochs of the translation for each epoch of the segmenter, with as many iterations; at least one, and no more than
-        it takes for so many steps.
+        Epochs of the translation for each epoch of the segmenter, with as many iterations: at least one epoch, and at most
+        this number of steps.
     translation_settings, stage_settings : dict
         Further arguments of Translator and TranslationStage.
     translated_share : float
@@ -48,11 +45,9 @@ class nnUNetTrainerGLUA(AdaptedTrainer):
     stage_settings: dict = {}
     translated_share = 0.7
     alignment_start, alignment_weights = 0.2, (1e-3, 5e-3)
-    _before_translation = False
 
     def initialize(self):
         super().initialize()
-        network = self.raw_network
         dims, labels = len(self.configuration_manager.patch_size), self.label_manager
         self.translator = self.alignment_of_features = None
         if self.translation:
@@ -61,54 +56,12 @@ class nnUNetTrainerGLUA(AdaptedTrainer):
             settings |= self.translation_settings
             self.translator = Translator(self.num_input_channels, dims, **settings).to(self.device).eval()
         if self.alignment:
-            discriminator = DomainDiscriminator(network.deep_channels, dims).to(self.device)
+            discriminator = DomainDiscriminator(self.raw_network.deep_channels, dims).to(self.device)
             self.alignment_of_features = AdversarialAlignment(discriminator, self.mask)
         self.gap = DomainGap()
         self._translated = None
-        network.objective = self._objective
-        self.optimizer.register_step_post_hook(lambda *_: self._after_step())
 
-    # ---- data ----
-
-    def on_train_start(self):
-        self._before_translation = self.translation and not self._checkpoint_loaded
-        super().on_train_start()
-
-    def get_dataloaders(self):
-        """nnU-Net's, with the target's patches beside; while the translation trains, both domains are sampled uniformly."""
-        usual = self.oversample_foreground_percent
-        if self._before_translation:  # else the translation's discriminators would learn how often anatomy is seen
-            self.oversample_foreground_percent = 0.0
-        try:
-            loaders = super().get_dataloaders()
-        finally:
-            self.oversample_foreground_percent = usual
-        return tuple(map(WithUnlabelled, loaders, self._target_streams()))
-
-    def _target_streams(self):
-        patch = self.configuration_manager.patch_size
-        rotation, dummy_2d, initial_patch, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        training = nnUNetTrainer.get_training_transforms(
-            patch, rotation, None, mirror_axes, dummy_2d, use_mask_for_norm=self.configuration_manager.use_mask_for_norm
-        )
-        validation = nnUNetTrainer.get_validation_transforms(None)
-        workers, pinned = get_allowed_n_proc_DA(), self.device.type == "cuda"
-        for initial, transforms, processes in (
-            (initial_patch, training, workers // 2 or min(1, workers)),
-            (patch, validation, min(1, workers)),
-        ):
-            yield target_stream(self.target, self.batch_size, initial, patch, self.label_manager, transforms, processes, pinned)
-
-    def _finish_loaders(self) -> None:
-        for loader in (self.dataloader_train, self.dataloader_val):
-            if isinstance(loader, WithUnlabelled):
-                loader.finish()
-
-    def on_train_end(self):
-        super().on_train_end()
-        self._finish_loaders()
-
-    # ---- stage 1 ----
+    # ---- the translation's pretraining stage ----
 
     def stages(self) -> list[Stage]:
         if not self.translation:
@@ -128,31 +81,30 @@ class nnUNetTrainerGLUA(AdaptedTrainer):
                 "fold": self.fold,
                 "batch_size": self.configuration_manager.batch_size,  # of all processes
             },
-            draw=self.output_folder,
+            folder=self.output_folder,
             ignore_label=self.label_manager.ignore_label,
             **self.stage_settings,
         )
         return [stage]
 
     def _run_stages(self) -> None:
-        if self._before_translation:
-            signs = self._measure_polarity()
-            for channel, sign in enumerate(signs):
-                self.translator.polarity[channel] = sign
-            if -1 in signs:
-                self.print_to_log_file("nnUNetTrainerGLUASignOnly turns over and does nothing else: the control to beat here")
+        usual = self.oversample_foreground_percent
+        if self.translation:
+            inverted = self.measure_inverted_channels()
+            self.translator.inverted.copy_(torch.tensor(inverted))
+            if any(inverted):
+                self.print_to_log_file("Compare with nnUNetTrainerGLUAInversionOnly here, which inverts and does nothing else")
+            self._remake_loaders(0.0)  # oversampling would teach the discriminators how often anatomy is seen
         super()._run_stages()
-        if self._before_translation:
-            self._finish_loaders()
-            self._before_translation = False
-            self.dataloader_train, self.dataloader_val = self.get_dataloaders()  # nnU-Net's oversampling again
+        if self.translation:
+            self._remake_loaders(usual)
 
-    # ---- stage 2 ----
+    def _remake_loaders(self, oversample_foreground_percent: float) -> None:
+        self._finish_loaders()
+        self.oversample_foreground_percent = oversample_foreground_percent
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
 
-    @property
-    def progress(self) -> float:
-        """0 in the first epoch, 1 in the last."""
-        return self.current_epoch / max(1, self.num_epochs - 1)
+    # ---- the segmenter ----
 
     def on_train_epoch_start(self):
         super().on_train_epoch_start()
@@ -161,21 +113,13 @@ class nnUNetTrainerGLUA(AdaptedTrainer):
             self.alignment_of_features.weight, self.raw_network.align = weight, weight > 0
 
     def train_step(self, batch: dict) -> dict:
-        """nnU-Net's, on translated images, with the target's set beside them."""
-        network = self.raw_network
-        if not torch.isfinite(batch["unlabelled"]).all():  # found here: nothing depends on it before the alignment starts
-            self._on_nonfinite("the target's images hold NaN or Inf", cases_of(batch), healed=False)
+        """nnU-Net's, on translated images and beside the target's."""
         self.gap.remember(batch["data"], batch["unlabelled"])
-        batch = {**batch, "data": self._translate_some(batch["data"].to(self.device, non_blocking=True))}
-        if self.alignment:
-            network.unlabelled = batch["unlabelled"].to(self.device, non_blocking=True)
-        try:
-            return super().train_step(batch)
-        finally:
-            network.forget()
+        images = batch["data"].to(self.device, non_blocking=True)
+        return super().train_step({**batch, "data": self._translate_some(images)})
 
     def _translate_some(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, *patch), some samples of it in a target style of their own; labels stay where they are."""
+        """(B, C, *patch), some samples in a target style of their own; labels stay where they are."""
         if self.translator is None:
             self._translated = None  # all source samples count as source
             return images
@@ -190,11 +134,15 @@ class nnUNetTrainerGLUA(AdaptedTrainer):
         images = images.to(self.device)
         return self.translator.translate(images, self.translator.draw_styles(len(images)))
 
-    def _objective(self, seen: Seen) -> torch.Tensor | None:
-        """What is added to the segmentation loss."""
-        return None if seen.target is None else self.alignment_of_features.loss(seen.source, seen.target)
+    def _auxiliary_loss(self, outputs: AuxiliaryOutputs) -> torch.Tensor | None:
+        loss = super()._auxiliary_loss(outputs)
+        if outputs.target_features is None:
+            return loss
+        alignment = self.alignment_of_features.loss(outputs.source_features, outputs.target_features)
+        return alignment if loss is None else loss + (0.0 if alignment is None else alignment)
 
     def _after_step(self) -> None:
+        super()._after_step()
         if self.alignment:
             self.alignment_of_features.step(self._translated)
 
@@ -205,25 +153,19 @@ class nnUNetTrainerGLUA(AdaptedTrainer):
         keys = ["gap_intensity", "gap_features"]
         if self.translation:
             keys = ["gap_intensity", "gap_intensity_translated", "gap_features", "gap_features_translated"]
-        return keys + (["mask_mean", "domain_accuracy", "alignment_weight"] if self.alignment else [])
+        if self.alignment:
+            keys += ["mask_mean", "domain_accuracy", "alignment_weight"]
+        return keys + super().diagnostic_keys
 
     def diagnostics(self) -> dict[str, float]:
-        network = self.raw_network
-        was_training = network.training
-        network.eval()  # validation is next; no batch statistics, no state left behind
-
-        def encode(images):
-            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                return network.deep_features(images.to(self.device))
-
-        values = self.gap.measure(encode, self._translate if self.translation else None)
-        network.train(was_training)
-        if self.alignment:
-            values |= self.alignment_of_features.diagnostics()
-        return values
+        gap = self.gap.measure(
+            lambda images: self.raw_network.deep_features(images.to(self.device)),
+            self._translate if self.translation else None,
+        )
+        return super().diagnostics() | gap | (self.alignment_of_features.diagnostics() if self.alignment else {})
 
     def extra_state(self) -> dict:
-        state = {}
+        state = super().extra_state()
         if self.translation:
             weights = self.translator.state_dict()
             state["translator"] = {key: value for key, value in weights.items() if key.startswith(USED)}
@@ -232,6 +174,7 @@ class nnUNetTrainerGLUA(AdaptedTrainer):
         return state
 
     def load_extra_state(self, state: dict) -> None:
+        super().load_extra_state(state)
         if self.translation:
             try:
                 self.translator.load_state_dict({**self.translator.state_dict(), **state["translator"]})
@@ -245,18 +188,81 @@ class nnUNetTrainerGLUA(AdaptedTrainer):
 
 
 class nnUNetTrainerGLUATranslationOnly(nnUNetTrainerGLUA):
-    """Twin: plain nnU-Net on translated images, no discriminator."""
+    """Ablation: plain nnU-Net on translated images, without a discriminator."""
 
     alignment = False
 
 
 class nnUNetTrainerGLUANoMask(nnUNetTrainerGLUA):
-    """Twin: every position is aligned alike."""
+    """Ablation: all positions have the same weight in the alignment."""
 
     mask = False
 
 
 class nnUNetTrainerGLUANoTranslation(nnUNetTrainerGLUA):
-    """Twin: alignment on source images as they are, no first stage."""
+    """Ablation: alignment on source images as they are, without the translation's stage."""
 
     translation = False
+
+
+class nnUNetTrainerGLUASelfTraining(nnUNetTrainerGLUA):
+    """GLUA with self-training, which GLUA itself does not have; reported separately."""
+
+    self_training = True
+
+
+class nnUNetTrainerGLUAInversionOnly(AdaptedTrainer):
+    r"""Ablation: plain nnU-Net on the source with measured channels inverted, :math:`x_s \mapsto -x_s`.
+
+    Training, pseudo Dice and the validation of full images see the inverted source; a prediction sees the target as it is.
+    Without a channel to invert this is plain nnU-Net on the adapted plans, and the log says so.
+    """
+
+    inversion_only = True
+    inverted: torch.Tensor | None = None  # (C,) bool; measured when training begins, then in every checkpoint
+
+    def _run_stages(self) -> None:
+        self.inverted = torch.tensor(self.measure_inverted_channels(), device=self.device)
+        if not bool(self.inverted.any()):
+            self.print_to_log_file(
+                "WARNING: no channel of the source is nearer to the target after inversion, and this trainer does nothing "
+                "else: what follows is plain nnU-Net on the source. nnUNetTrainerGLUA translates."
+            )
+        super()._run_stages()
+
+    def train_step(self, batch: dict) -> dict:
+        return super().train_step(self._invert(batch))
+
+    def validation_step(self, batch: dict) -> dict:
+        return super().validation_step(self._invert(batch))
+
+    def _invert(self, batch: dict) -> dict:
+        images = batch["data"].to(self.device, non_blocking=True)  # (B, C, *patch)
+        return {**batch, "data": invert_contrast(images, self.inverted, channel_axis=1)}
+
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        """nnU-Net's, on the inverted source."""
+        self._check_inverted()
+        plain = self.dataset_class
+        self.dataset_class = inverted_dataset_class(plain, self.inverted.cpu().numpy())
+        try:
+            super().perform_actual_validation(save_probabilities)
+        finally:
+            self.dataset_class = plain
+
+    def _check_inverted(self) -> None:
+        if self.inverted is None or self.inverted.shape != (self.num_input_channels,):
+            raise UserError(
+                f"the checkpoint in {self.output_folder} does not say which of {self.num_input_channels} channels of the "
+                "source are inverted: another trainer or version wrote it, or another program stripped it. It predicts the "
+                "target as before. To validate on the source or continue, copy the training's own checkpoint again."
+            )
+
+    def extra_state(self) -> dict:
+        return super().extra_state() | {"inverted": self.inverted}
+
+    def load_extra_state(self, state: dict) -> None:
+        super().load_extra_state(state)
+        self.inverted = state.get("inverted")
+        self._check_inverted()
+        self.inverted = self.inverted.to(self.device)

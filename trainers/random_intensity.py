@@ -8,16 +8,11 @@ from nnunet_l2g.training.random_intensity import RandomIntensity
 
 
 class nnUNetTrainerRandomIntensity(PluginTrainer):
-    """Control: plain nnU-Net on the source alone, with strong random looks on top of nnU-Net's augmentation; any plans.
-
-    Attributes
-    ----------
-    look : RandomIntensity
-        Drawn anew for each sample of a batch, on the device.
-    """
+    """Control: plain nnU-Net on the source alone, with random intensities on top of nnU-Net's augmentation; any plans."""
 
     network_class = GLUA  # without unlabelled images: plain nnU-Net
-    look = RandomIntensity()
+    random_intensity = RandomIntensity()  # drawn anew for each sample of a batch, on the device
 
     def train_step(self, batch: dict) -> dict:
-        return super().train_step({**batch, "data": self.look(batch["data"].to(self.device, non_blocking=True))})
+        images = batch["data"].to(self.device, non_blocking=True)
+        return super().train_step({**batch, "data": self.random_intensity(images)})

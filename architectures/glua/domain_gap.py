@@ -7,16 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+BATCHES, SAMPLES = 4, 1024  # batches of an epoch, positions of a batch
 
-def sliced_wasserstein(a: np.ndarray, b: np.ndarray, projections: int = 50, seed: int = 0) -> float:
-    r""":math:`SW_2(a, b) = (E_\theta\, W_2^2(\theta \cdot a, \theta \cdot b))^{1/2}`, theta uniform on the sphere [1]. POT's.
 
-    Parameters
-    ----------
-    a : (n, d)
-    b : (m, d)
-    projections : number of theta; for d = 1 the distance is exact
-    seed : of the projections: same samples, same number
+def sliced_wasserstein(a: np.ndarray, b: np.ndarray) -> float:
+    r""":math:`SW_2(a, b) = (E_\theta\, W_2^2(\theta \cdot a, \theta \cdot b))^{1/2}` of a (n, d) and b (m, d) [1], by POT.
+
+    50 seeded directions theta on the sphere; exact for d = 1.
 
     References
     ----------
@@ -24,54 +21,34 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, projections: int = 50, seed
     """
     import ot  # large, and only needed here
 
-    a, b = (np.asarray(x, dtype=np.float64) for x in (a, b))
-    return float(ot.sliced_wasserstein_distance(a, b, n_projections=projections, seed=seed))
+    return float(ot.sliced_wasserstein_distance(a.astype(np.float64), b.astype(np.float64), n_projections=50, seed=0))
 
 
-def intensity_samples(x: torch.Tensor, number: int, generator: torch.Generator) -> np.ndarray:
-    """Images (B, C, *spatial) -> (number, d): voxels for one channel (d = 1), else 3x3 patches of the last two axes (9 C)."""
-    x = x.float().cpu()
-    if x.shape[1] == 1 or min(x.shape[-2:]) < 3:
-        return feature_samples(x, number, generator)
-    patches = x.unfold(-2, 3, 1).unfold(-2, 3, 1)  # (B, C, *spatial, 3, 3)
-    places = [torch.randint(size, (number,), generator=generator) for size in (len(x), *patches.shape[2:-2])]
-    sample, *rest = places
-    return patches.movedim(1, -1)[(sample, *rest)].flatten(1).numpy()  # (number, 9 C)
-
-
-def feature_samples(features: torch.Tensor, number: int, generator: torch.Generator) -> np.ndarray:
-    """Features (B, C, *spatial) -> (at most number, C), positions drawn without replacement."""
-    tokens = features.float().cpu().movedim(1, -1).flatten(0, -2)  # (N, C)
-    return tokens[torch.randperm(len(tokens), generator=generator)[:number]].numpy()
+def sample_positions(x: torch.Tensor, number: int, generator: torch.Generator) -> np.ndarray:
+    """Images or features (B, C, *spatial) -> (at most `number`, C), positions drawn without replacement."""
+    vectors = x.float().cpu().movedim(1, -1).flatten(0, -2)  # (n, C)
+    return vectors[torch.randperm(len(vectors), generator=generator)[:number]].numpy()
 
 
 class DomainGap:
-    """Collects a few batches of an epoch and measures on them; all numbers shrink as the domains come together.
+    """Keeps the first batches of an epoch on the CPU and measures the gap on them.
 
-    Finite samples of one domain are not at distance 0 either: compare epochs and rows, not with 0.
-
-    Parameters
-    ----------
-    batches : int
-        Kept, the first of an epoch, on the CPU.
-    samples : int
-        Drawn from each batch.
+    Finite samples of one domain are not at distance 0 from each other: compare epochs and methods, not with 0.
     """
 
-    def __init__(self, batches: int = 4, samples: int = 1024, seed: int = 0):
-        self.batches, self.samples, self.seed = batches, samples, seed
-        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    def __init__(self):
+        self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def remember(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """A batch of each domain, (B, C, *patch), as the loader gave them."""
-        if len(self._kept) < self.batches:
-            self._kept.append((source, target))
+        """A batch of each domain, (B, C, *patch), as the loader gave it."""
+        if len(self._batches) < BATCHES:
+            self._batches.append((source, target))
 
     @torch.no_grad()
     def measure(
         self, encode: Callable[[torch.Tensor], torch.Tensor], translate: Callable[[torch.Tensor], torch.Tensor] | None
     ) -> dict[str, float]:
-        """Forgets the batches afterwards.
+        """The distances, {} without batches. Forgets the batches.
 
         Returns
         -------
@@ -79,26 +56,21 @@ class DomainGap:
             each channel
         gap_intensity_translated, gap_features_translated : between translated source and target, if `translate` is given
         """
-        generator = torch.Generator().manual_seed(self.seed)
-        kinds = ("source", "translated", "target")
-        intensities, features = ({kind: [] for kind in kinds} for _ in range(2))
-        for source, target in self._kept:
-            images = {"source": source, "target": target}
+        generator = torch.Generator().manual_seed(0)
+        samples: dict[tuple[str, str], list[np.ndarray]] = {}
+        for source, target in self._batches:
+            images = {"": source, "target": target}
             if translate is not None:
-                images["translated"] = translate(source)
-            for kind, image in images.items():
-                intensities[kind].append(intensity_samples(image, self.samples, generator))
-                features[kind].append(feature_samples(encode(image), self.samples, generator))
-        self._kept = []
-        found = {}
-        for name, samples in (("intensity", intensities), ("features", features)):
-            target = _joined(samples["target"])
-            scale = 1.0 if name == "intensity" else np.maximum(target.std(0), 1e-6)
-            for kind, suffix in (("source", ""), ("translated", "_translated")):
-                if samples[kind]:
-                    found[f"gap_{name}{suffix}"] = sliced_wasserstein(_joined(samples[kind]) / scale, target / scale)
-        return found
-
-
-def _joined(samples: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(samples) if samples else np.zeros((1, 1))
+                images["_translated"] = translate(source)
+            for domain, image in images.items():
+                for kind, values in (("intensity", image), ("features", encode(image))):
+                    samples.setdefault((kind, domain), []).append(sample_positions(values, SAMPLES, generator))
+        self._batches = []
+        joined = {key: np.concatenate(parts) for key, parts in samples.items()}  # (n, C) each
+        gaps = {}
+        for (kind, domain), values in joined.items():
+            if domain != "target":
+                target = joined[kind, "target"]
+                scale = np.maximum(target.std(0), 1e-6) if kind == "features" else 1.0
+                gaps[f"gap_{kind}{domain}"] = sliced_wasserstein(values / scale, target / scale)
+        return gaps

@@ -1,4 +1,4 @@
-"""Self-training on the target: a slow teacher labels an image, the segmenter learns it from a perturbed copy."""
+"""Self-training on the target: a teacher labels an image, and the segmenter learns the labels on a perturbed copy."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+DECAY = 0.999  # of the teacher's average
+CONFIDENCE = 0.9  # probability of the teacher from which a label counts
+
 
 class Teacher:
     r"""Exponential moving average of the segmenter, :math:`\bar\theta \leftarrow a\,\bar\theta + (1 - a)\,\theta` [1].
 
+    a is `DECAY`, approached as (1 + step) / (10 + step).
+
     Parameters
     ----------
     network : nn.Module
-        Copied; raw, with `decoder.deep_supervision`.
-    decay : float
-        a, approached as (1 + step) / (10 + step).
+        Copied. Without the wrappers of DDP and torch.compile, with `decoder.deep_supervision`.
     regions : bool
         Outputs are regions (sigmoid), not labels (softmax).
-    confidence : float
-        Of the teacher, under which a voxel does not count.
 
     References
     ----------
-    .. [1] Tarvainen, Valpola. Mean teachers are better role models. NeurIPS 2017; for weak and strong views: Sohn et al.
-       FixMatch. NeurIPS 2020.
+    .. [1] Tarvainen, Valpola. Mean teachers are better role models. NeurIPS 2017; labels of weakly perturbed images for
+       strongly perturbed ones: Sohn et al. FixMatch. NeurIPS 2020.
     """
 
-    def __init__(self, network: nn.Module, decay: float = 0.999, regions: bool = False, confidence: float = 0.9):
+    def __init__(self, network: nn.Module, regions: bool = False):
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.network.decoder.deep_supervision = False
-        self.decay, self.regions, self.confidence, self.steps = decay, regions, confidence, 0
+        self.regions, self.steps = regions, 0
 
     @torch.no_grad()
     def follow(self, network: nn.Module) -> None:
-        """One step towards the segmenter."""
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        """One step of the average towards the segmenter's weights."""
+        decay = min(DECAY, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
         self.steps += 1
 
@@ -56,29 +57,30 @@ class Teacher:
 
 
 def pseudo_label_loss(
-    logits: torch.Tensor, probabilities: torch.Tensor, confidence: float, regions: bool = False
+    logits: torch.Tensor, probabilities: torch.Tensor, regions: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Cross-entropy with the teacher's labels where it is sure, over all voxels: few sure voxels have little weight.
+    r"""Cross-entropy with the teacher's labels where it is confident, averaged over all voxels.
+
+    So a few confident voxels have little weight. A label counts from probability `CONFIDENCE` on; with `regions` the absence
+    of a region counts too, below 1 - `CONFIDENCE`.
 
     Parameters
     ----------
     logits, probabilities : (B, heads, *patch)
         The segmenter's and the teacher's.
-    confidence : float
-        A label counts from this probability on; with `regions` a region's absence too, below 1 - confidence.
 
     Returns
     -------
-    (), float32, and the share of sure voxels, without gradient
+    (), float32, and the share of confident voxels, without gradient
     """
     logits = logits.float()
     if regions:
-        sure = (probabilities >= confidence) | (probabilities <= 1 - confidence)  # (B, heads, *patch)
+        confident = (probabilities >= CONFIDENCE) | (probabilities <= 1 - CONFIDENCE)  # (B, heads, *patch)
         entropy = F.binary_cross_entropy_with_logits(logits, (probabilities > 0.5).float(), reduction="none")
     else:
         highest, labels = probabilities.max(1)  # (B, *patch)
-        sure, entropy = highest >= confidence, F.cross_entropy(logits, labels, reduction="none")
-    return (entropy * sure).mean(), sure.float().mean()
+        confident, entropy = highest >= CONFIDENCE, F.cross_entropy(logits, labels, reduction="none")
+    return (entropy * confident).mean(), confident.float().mean()
 
 
 def self_training_weight(progress: float, largest: float) -> float:

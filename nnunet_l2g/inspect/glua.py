@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
-from nnunet_l2g.architectures.glua.local_feature_mask import local_feature_mask
+from nnunet_l2g.architectures.glua.alignment import DomainDiscriminator, local_feature_mask
+from nnunet_l2g.architectures.glua.contrast_inversion import invert_contrast
 from nnunet_l2g.architectures.glua.translation.translator import Translator, halvings_of
-from nnunet_l2g.architectures.glua.turn_over import turn_over
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.inspect.case import Case
 from nnunet_l2g.inspect.drawing import Panel, draw_panels, save_figure, window_of, windowed
@@ -25,7 +24,7 @@ from nnunet_l2g.inspect.view import View
 
 EXTRA_KEY = "nnunet_l2g"  # of trainers/base.py, which stands above this layer
 COLUMNS = 4
-SIGNS = "sign of each channel"
+INVERTED = "list of inverted channels"
 GAPS = {"gap_intensity": "intensities", "gap_features": "deep features"}
 
 
@@ -34,7 +33,7 @@ class Parts(NamedTuple):
 
     translator: Translator | None
     discriminator: DomainDiscriminator | None
-    polarity: np.ndarray | None  # (C,), of a network that knows the source turned over
+    inverted: np.ndarray | None  # (C,) bool, of a network that was trained on an inverted source
     missing: list[str]
 
 
@@ -45,30 +44,30 @@ def load_parts(model: Model) -> Parts:
         raise UserError(f"{model.file}: its entry {EXTRA_KEY} is no state of a trainer of ours; copy the file again")
     translator = _load_translator(model, extra["translator"]) if "translator" in extra else None
     discriminator = _load_discriminator(model, extra["alignment"]) if "alignment" in extra else None
-    polarity = _load_polarity(model, extra["polarity"]) if "polarity" in extra else None
+    inverted = _load_inverted(model, extra["inverted"]) if "inverted" in extra else None
     parts = {  # is there one in a whole checkpoint, and in this one?
         "translator": (trainer.translation, translator),
         "domain discriminator": (trainer.alignment, discriminator),
-        SIGNS: (trainer.sign_alone, polarity),
+        INVERTED: (trainer.inversion_only, inverted),
     }
     missing = [name for name, (wanted, found) in parts.items() if wanted and found is None]
-    return Parts(translator, discriminator, polarity, missing)
+    return Parts(translator, discriminator, inverted, missing)
 
 
 def as_trained(case: Case, parts: Parts, domain: str | None) -> Case:
-    """An image of the source as the network of nnUNetTrainerGLUASignOnly knows it, turned over; others as they are.
+    """An image of the source inverted, as nnUNetTrainerGLUAInversionOnly trains on it; others as they are.
 
-    UserError if it would have to be turned over and the checkpoint has lost the signs.
+    UserError if the checkpoint does not say which channels to invert.
     """
-    if domain == "source" and SIGNS in parts.missing:
+    if domain == "source" and INVERTED in parts.missing:
         raise UserError(
-            "the checkpoint does not say which channels of the source were turned over: another program has stripped it, and "
-            "an image of the source cannot be shown as the network knows it. Copy the training's own checkpoint again, or "
-            "inspect an image of the target with --domain target"
+            "the checkpoint does not say which channels of the source are inverted: another program has stripped it, and an "
+            "image of the source cannot be shown as the network was trained on it. Copy the training's own checkpoint again, "
+            "or inspect an image of the target with --domain target"
         )
-    if parts.polarity is None or domain != "source":
+    if parts.inverted is None or domain != "source":
         return case
-    return replace(case, data=turn_over(case.data, parts.polarity))
+    return replace(case, data=invert_contrast(case.data, parts.inverted))
 
 
 def inspect_glua(model: Model, case: Case, view: View, parts: Parts, domain: str, device: str, output: Output) -> dict:
@@ -80,8 +79,8 @@ def inspect_glua(model: Model, case: Case, view: View, parts: Parts, domain: str
         found["notes"].append(note)
         print(f"NOTE: {note}", flush=True)
     translated = None
-    if domain == "source" and parts.polarity is not None:
-        found["polarity"] = [int(sign) for sign in parts.polarity]
+    if domain == "source" and parts.inverted is not None:
+        found["inverted"] = parts.inverted.tolist()
     if domain == "source" and parts.translator is not None:
         translated, found["translation"] = _translate(parts.translator, case, view, device, output)
     elif domain == "target":
@@ -144,11 +143,12 @@ def _load_translator(model: Model, state: dict) -> Translator:
     return translator
 
 
-def _load_polarity(model: Model, signs: object) -> np.ndarray:
-    whole = isinstance(signs, torch.Tensor) and signs.is_floating_point() and signs.shape == (model.channels,)
-    if not whole or not bool((signs.abs() == 1).all()):
-        raise UserError(f"{model.file}: its signs of channels do not fit {model.trainer}, expected {model.channels} of 1 or -1")
-    return signs.detach().float().numpy()
+def _load_inverted(model: Model, inverted: object) -> np.ndarray:
+    if not isinstance(inverted, torch.Tensor) or inverted.dtype != torch.bool or inverted.shape != (model.channels,):
+        raise UserError(
+            f"{model.file}: its inverted channels do not fit {model.trainer}, expected {model.channels} of True or False"
+        )
+    return inverted.numpy()
 
 
 def translate_case(translator: Translator, data: np.ndarray, style: torch.Tensor, device: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Random looks for a batch of images, shapes unchanged: augmentation towards modalities nobody has seen."""
+"""Random intensities for a batch of images, shapes unchanged: augmentation towards unseen modalities."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from nnunet_l2g.training.precision import full_precision
 
 
 class RandomIntensity:
-    r"""Each sample, with a probability, is given one of two new looks [1, 2]:
+    r"""Changes each sample, with a probability, by one of two transforms [1, 2]:
 
     - random convolution: :math:`a\,g(x) + (1 - a)\,x`, g two random convolutions with a LeakyReLU between them, a uniform in
       [0, 1];
-    - random curve: a cubic Bezier curve on intensities, perhaps inverted, a curve of its own for each channel;
+    - random curve: a cubic Bezier curve of intensities, inverted half of the time, a curve of its own for each channel;
 
-    both rescaled to the mean and standard deviation that x has, for each channel, then scale :math:`\mathcal N(1, 0.1)` and
-    location :math:`\mathcal N(0, 0.5)` in units of that deviation. Label-free, unlike the class-wise part of [1].
+    both rescaled to the mean and standard deviation that x has, for each channel. Then they are scaled by
+    :math:`\mathcal N(1, 0.1)` and moved by :math:`\mathcal N(0, 0.5)` in units of that deviation. No label is needed, unlike
+    the class-wise part of [1].
 
     Parameters
     ----------
@@ -30,11 +31,6 @@ class RandomIntensity:
     ------
     call: (B, C, *spatial) -> the same, same type and device; x itself is left alone
 
-    Raises
-    ------
-    ValueError
-        If the probability is not in [0, 1].
-
     References
     ----------
     .. [1] Su et al. Rethinking data augmentation for single-source domain generalization (SLAug). AAAI 2023.
@@ -42,17 +38,15 @@ class RandomIntensity:
     """
 
     def __init__(self, probability: float = 0.8, convolution: bool = True, invert: bool = True):
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability is {probability}, expected 0 to 1")
         self.probability, self.convolution, self.invert = probability, convolution, invert
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         with full_precision(x.device.type):
-            samples = [self._look(s) if torch.rand(()) < self.probability else s for s in x.float()]
+            samples = [self._transform(s) if torch.rand(()) < self.probability else s for s in x.float()]
         return torch.stack(samples).to(x.dtype)
 
-    def _look(self, x: torch.Tensor) -> torch.Tensor:
+    def _transform(self, x: torch.Tensor) -> torch.Tensor:
         """x (C, *spatial)."""
         if self.convolution and torch.rand(()) < 0.5:
             y = random_convolution(x)
@@ -67,7 +61,7 @@ class RandomIntensity:
 
 
 def random_convolution(x: torch.Tensor, width: int = 4) -> torch.Tensor:
-    """x (C, *spatial) mixed with what two random convolutions, of 1 or 3 voxels a side, make of it."""
+    """x (C, *spatial), mixed with the output of two random convolutions of 1 or 3 voxels a side."""
     dims = x.dim() - 1
     convolve = F.conv2d if dims == 2 else F.conv3d
     y = x[None]
@@ -81,7 +75,7 @@ def random_convolution(x: torch.Tensor, width: int = 4) -> torch.Tensor:
 
 
 def random_curve(x: torch.Tensor, invert: bool = True, points: int = 256) -> torch.Tensor:
-    """x (*spatial), scaled to [0, 1], along a random Bezier curve from (0, 0) to (1, 1), or, inverted, (0, 1) to (1, 0)."""
+    """x (*spatial), scaled to [0, 1], mapped by a random Bezier curve from (0, 0) to (1, 1); inverted, (0, 1) to (1, 0)."""
     low, high = x.min(), x.max()
     t = torch.linspace(0, 1, points)
     middle = torch.rand(2, 2)  # two control points, in the unit square: the curve is a function

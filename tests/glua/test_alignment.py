@@ -1,14 +1,18 @@
-"""What aligns features: mask, discriminator, loss and step."""
+"""What aligns features: mask, discriminator, loss and step; and the gap between domains as a number."""
 
 import copy
 
 import pytest
 import torch
 
-from nnunet_l2g.architectures.glua.adversarial_alignment import AdversarialAlignment, alignment_weight
-from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
-from nnunet_l2g.architectures.glua.local_feature_mask import local_feature_mask
-from nnunet_l2g.architectures.glua.self_training import self_training_weight
+from nnunet_l2g.architectures.glua import alignment as module
+from nnunet_l2g.architectures.glua.alignment import (
+    AdversarialAlignment,
+    DomainDiscriminator,
+    alignment_weight,
+    local_feature_mask,
+)
+from nnunet_l2g.architectures.glua.domain_gap import DomainGap
 
 
 def test_the_mask_is_detached_in_0_to_1_and_0_where_the_domains_cannot_be_told_apart():
@@ -38,8 +42,6 @@ def test_the_discriminator_does_not_depend_on_the_scale_of_features():
         discriminator.observe(scale * source, scale * target)
         scores.append(discriminator(scale * target))
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="dims=1"):
-        DomainDiscriminator(8, 1)
 
 
 def features(shift, number=4, channels=16, seed=None):
@@ -49,9 +51,14 @@ def features(shift, number=4, channels=16, seed=None):
     return f
 
 
-def trained(shift, steps=60, **settings):
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    monkeypatch.setattr(module, "WIDTHS", (64, 32))
+
+
+def trained(shift, steps=60):
     torch.manual_seed(0)
-    alignment = AdversarialAlignment(DomainDiscriminator(16, 2), **settings)
+    alignment = AdversarialAlignment(DomainDiscriminator(16, 2))
     for _ in range(steps):
         alignment.loss(features(0.0), features(shift))
         alignment.step()
@@ -81,7 +88,7 @@ def test_each_gradient_reaches_its_own_side_alone():
     assert any(not torch.equal(v, before[k]) for k, v in alignment.discriminator.state_dict().items())
 
 
-def test_the_loss_is_the_equation_and_the_twin_has_no_mask():
+def test_the_loss_is_the_equation_and_the_ablation_has_no_mask():
     alignment, target = trained(1.5, 20), features(1.5)
     score = alignment.discriminator(target)
     alignment.weight = 0.25
@@ -90,13 +97,13 @@ def test_the_loss_is_the_equation_and_the_twin_has_no_mask():
     alignment.mask = False
     torch.testing.assert_close(alignment.loss(target, target), 0.25 * ((score - 1) ** 2).mean())
     alignment.weight = 0.0
-    assert alignment.loss(target, target) is None  # not 0 times features, which is NaN where they overflow
+    assert alignment.loss(target, target) is None
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("domain", ["source", "target"])
-def test_features_that_are_no_numbers_are_told_and_never_reach_the_discriminator(value, weight, domain):
+def test_features_that_are_not_finite_show_in_the_loss_and_never_reach_the_discriminator(value, weight, domain):
     """Under AMP nothing else would stop them: the discriminator has no gradient scaler."""
     alignment, source, target = trained(1.5, 5), features(0.0), features(1.5)
     alignment.weight = weight
@@ -134,21 +141,33 @@ def test_only_translated_samples_count_as_source():
     source, target = features(0.0, seed=1), features(1.0, seed=2)
     other = source.clone()
     other[1:] += 5.0
-    for alignment in alignments:
-        alignment.discriminator.observe = lambda *_: None  # moments are of all samples
     first = torch.tensor([True, False, False, False])
     for alignment, images, chosen in zip(alignments, (source, other, other), (first, first, ~first), strict=True):
+        alignment.discriminator.observe = lambda *_: None  # moments are of all samples
         alignment.loss(images, target)
         alignment.step(chosen)
     one, two, three = (torch.cat([p.flatten() for p in a.discriminator.parameters()]) for a in alignments)
     torch.testing.assert_close(one, two)
     assert not torch.allclose(one, three, atol=1e-6)
     alignments[0].loss(source, target)
-    alignments[0].step(torch.zeros(4, dtype=torch.bool))  # none translated: the target's step alone
+    alignments[0].step(torch.zeros(4, dtype=torch.bool))  # none translated: the target's loss alone
     assert all(torch.isfinite(p).all() for p in alignments[0].discriminator.parameters())
 
 
 def test_the_weight_of_the_alignment_is_a_ramp():
     weights = [alignment_weight(t, 0.2, (1e-3, 5e-3)) for t in (0, 0.19, 0.2, 0.6, 1)]
     assert weights == pytest.approx([0, 0, 1e-3, 3e-3, 5e-3])
-    assert [self_training_weight(t, 0.5) for t in (0, 0.5, 0.75, 1)] == pytest.approx([0, 0, 0.25, 0.5])
+
+
+# ---- the gap between domains ----
+
+
+def test_the_gap_shrinks_by_a_right_translation_and_forgets_its_batches():
+    gap, target = DomainGap(), torch.randn(2, 1, 16, 16)
+    for _ in range(3):
+        gap.remember(torch.randn(2, 1, 16, 16) * 3 + 5, target)
+    found = gap.measure(lambda x: torch.cat([x, -x], 1), lambda x: (x - 5) / 3)
+    assert found["gap_intensity"] == pytest.approx((5**2 + 2**2) ** 0.5, rel=0.15)  # W_2 of two Gaussians
+    for kind in ("intensity", "features"):
+        assert found.pop(f"gap_{kind}_translated") < 0.2 * found.pop(f"gap_{kind}")
+    assert found == gap.measure(lambda x: x, None) == {}

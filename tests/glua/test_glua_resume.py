@@ -1,85 +1,41 @@
-"""GLUA continues where it stopped, and in two processes stays one."""
+"""GLUA's checkpoints, and that two processes stay equal. tests/training/test_exact_resume.py continues its trainings."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from distributed import run_two_processes
-from glua_trainers import make, run_epochs, saved_after
+from glua_trainers import make, saved_after, strip
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from small_trainers import flatten
 from test_alignment import features
-from test_glua import make_network
+from test_glua_network import make_network
 from test_trainers import CPU
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_l2g.architectures.glua.adversarial_alignment import AdversarialAlignment
-from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
-from nnunet_l2g.architectures.glua.polarity import Polarity
+from nnunet_l2g.architectures.glua.alignment import AdversarialAlignment, DomainDiscriminator
+from nnunet_l2g.architectures.glua.contrast_inversion import ContrastDistances
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.trainers import adapted
 
 
-def test_the_first_stage_continues_where_it_stopped(adapted_folders, capsys):
-    trainer = make(adapted_folders, epochs=8)  # four epochs of translation
-    trainer.initialize()
-    stage = trainer.stages()[0]
-    end_epoch, count = type(stage).end_epoch, []
-
-    def stopping(self, epoch, *args):
-        count.append(epoch)
-        if len(count) == 3:
-            raise KeyboardInterrupt
-        return end_epoch(self, epoch, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(stage), "end_epoch", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.on_train_start()
-    resumed = make(adapted_folders, epochs=8, continues=True)
-    resumed.on_train_start()
-    output = capsys.readouterr().out
-    assert "stage translation: 2 of 4 epochs are in" in output and "stage translation, epoch 4 of 4" in output
-    assert resumed.translator.target_styles.any()
-
-
-@pytest.mark.parametrize("name", ["GLUA", "GLUASelfTraining"])
-def test_the_second_stage_continues_whole(adapted_folders, capsys, name):
-    trainer = make(adapted_folders, name)
-    file = saved_after(trainer, 2)
-    state = trainer.extra_state()
-    capsys.readouterr()
-    resumed = make(adapted_folders, name, continues=True)
-    resumed.load_checkpoint(file)
-    resumed.on_train_start()
-    assert "stage translation" not in capsys.readouterr().out
-    assert flatten(state).keys() == flatten(resumed.extra_state()).keys()
-    for key, value in flatten(state).items():
-        assert np.array_equal(value, flatten(resumed.extra_state())[key]), key
-    x, styles = torch.randn(1, 1, 32, 32), trainer.translator.target_styles[:1]
-    assert torch.equal(trainer.translator.translate(x, styles), resumed.translator.translate(x, styles))
-    run_epochs(resumed, 1)
-
-
-def test_a_channel_that_is_turned_over_stays_so(adapted_folders, capsys):
+def test_an_inverted_channel_stays_so(adapted_folders, capsys):
     """Measured on what `adapt` made; in the log, in the stage's checkpoint and in the segmenter's."""
     trainer = make(adapted_folders)
     trainer.on_train_start()
     assert "Channel 0 of the source is left as it is: Wasserstein distance to the target" in capsys.readouterr().out
-    assert trainer.translator.polarity.tolist() == [1]
+    assert trainer.translator.inverted.tolist() == [False]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapted, "measure_polarity", lambda source, target: [Polarity(1.0, 0.125)])
+        patch.setattr(adapted, "measure_contrast_distances", lambda source, target: [ContrastDistances(1.0, 0.125)])
         trainer = make(adapted_folders)
         trainer.on_train_start()
-    assert "Channel 0 of the source is turned over" in capsys.readouterr().out
-    twin = make(adapted_folders, "GLUA", continues=True)  # the stage is finished, the segmenter has not begun
-    twin.on_train_start()
-    assert twin.translator.polarity.tolist() == [-1]
+    assert "Channel 0 of the source is inverted" in capsys.readouterr().out
+    again = make(adapted_folders, "GLUA", continues=True)  # the stage is finished, the segmenter has not begun
+    again.on_train_start()
+    assert again.translator.inverted.tolist() == [True]
     other = make(adapted_folders)
     other.initialize()
     other.load_extra_state(trainer.extra_state())
-    assert other.translator.polarity.tolist() == [-1]
+    assert other.translator.inverted.tolist() == [True]
 
 
 def test_a_translator_of_other_sizes_is_refused_in_one_sentence(adapted_folders):
@@ -92,13 +48,7 @@ def test_a_translator_of_other_sizes_is_refused_in_one_sentence(adapted_folders)
 
 
 def test_a_stripped_checkpoint_validates_but_does_not_continue(adapted_folders):
-    trainer = make(adapted_folders, "GLUANoTranslation")
-    trainer.on_train_start()
-    file = trainer.output_folder + "/checkpoint_latest.pth"
-    trainer.save_checkpoint(file)
-    checkpoint = torch.load(file, weights_only=False)
-    del checkpoint["nnunet_l2g"]
-    torch.save(checkpoint, file)
+    file = strip(saved_after(make(adapted_folders, "GLUANoTranslation"), 1))
     resumed = make(adapted_folders, "GLUANoTranslation", continues=True)
     resumed.load_checkpoint(file)
     with pytest.raises(UserError, match="has nothing of what Small keeps beside the network"):
@@ -152,7 +102,7 @@ def ddp_steps(rank):
     wrapped = DistributedDataParallel(network)
     torch.manual_seed(rank)  # another start, as on nnU-Net's processes
     alignment = AdversarialAlignment(DomainDiscriminator(network.deep_channels, 2))
-    network.objective = lambda seen: alignment.loss(seen.source, seen.target)
+    network.objective = lambda outputs: alignment.loss(outputs.source_features, outputs.target_features)
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     for step, weight in enumerate((0.0, 0.1, 0.1)):
         alignment.weight, network.align = weight, weight > 0

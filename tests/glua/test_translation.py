@@ -1,4 +1,4 @@
-"""GLUA's first stage: networks, alignment, averages, styles, and that shapes do not move."""
+"""GLUA's translation: networks, losses, averages, styles, its pretraining stage, and that shapes do not move."""
 
 import copy
 
@@ -8,20 +8,20 @@ import torch
 from distributed import run_two_processes
 from torch import nn
 
-from nnunet_l2g.architectures.glua.translation import TranslationStage, Translator, shift_of, structure_loss
 from nnunet_l2g.architectures.glua.translation import stage as stage_module
 from nnunet_l2g.architectures.glua.translation import translator as translator_module
-from nnunet_l2g.architectures.glua.translation.content_view import ContentView
-from nnunet_l2g.architectures.glua.translation.discriminators import judge
 from nnunet_l2g.architectures.glua.translation.losses import (
-    aims_of_head,
+    WEIGHTS,
     discriminator_loss,
     generate,
     generator_losses,
+    head_targets,
     segmentation_loss,
 )
-from nnunet_l2g.architectures.glua.translation.stage import learning_rate, linear_decay
-from nnunet_l2g.architectures.glua.translation.translator import halvings_of
+from nnunet_l2g.architectures.glua.translation.networks import score_groups
+from nnunet_l2g.architectures.glua.translation.stage import TranslationStage, learning_rate, linear_decay
+from nnunet_l2g.architectures.glua.translation.structure_loss import measure_shift, structure_loss
+from nnunet_l2g.architectures.glua.translation.translator import Translator, halvings_of
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.phantom import make_case
 from nnunet_l2g.training import stages
@@ -39,7 +39,7 @@ def make(channels=1, dims=2, seed=0, **options):
 
 def with_styles(translator, seed=0):
     codes = torch.randn(40, translator.target_styles.shape[1], generator=torch.Generator().manual_seed(seed))
-    translator.place_styles(codes)
+    translator.set_target_styles(codes)
     return translator
 
 
@@ -79,30 +79,33 @@ def no_figures(monkeypatch, request):
         monkeypatch.setattr(stages, "draw_diagnostics", lambda *_: None)
 
 
-# networks and use
+# ---- networks and use ----
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3])
-@pytest.mark.parametrize("patch", [(16, 20), (37, 45), (5, 7), (4, 24, 20), (3, 19, 30)], ids=str)
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("patch", [(37, 45), (5, 7), (3, 19, 30)], ids=str)
 def test_translations_have_the_patchs_shape(channels, patch):
-    translator = with_styles(make(channels, len(patch), halvings=channels - 1))
+    translator = with_styles(make(channels, len(patch), halvings=1 + channels % 2))
     x = noise(2, channels, *patch)
     styles = translator.draw_styles(2)
-    for y in (translator.translate(x, styles), translator.translate_back(x, translator.encode_style(x, "source"))):
-        assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all() and not y.requires_grad
+    y = translator.translate(x, styles)
+    assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all() and not y.requires_grad
 
 
-def test_use_is_deterministic_and_by_the_averaged_weights():
+def test_translations_are_deterministic_and_by_the_averaged_weights():
     translator, x = with_styles(make()), noise(2, 1, 24, 24)
     styles = translator.draw_styles(2)
     first = translator.translate(x, styles)
     translator.train()
     assert torch.equal(first, translator.translate(x, styles))
+    before = [p.clone() for p in translator.average.parameters()]
     with torch.no_grad():
         for parameter in translator.generator.parameters():
             parameter.add_(1)
     assert torch.equal(first, translator.translate(x, styles))
-    translator.update_average(0.5)
+    translator.update_average(0.75)
+    for one, other in zip(translator.average.parameters(), before, strict=True):
+        torch.testing.assert_close(one, other + 0.25)
     assert not torch.equal(first, translator.translate(x, styles))
 
 
@@ -118,35 +121,7 @@ def test_one_style_for_all_slices_of_a_sample_and_each_sample_its_own():
             torch.testing.assert_close(y[sample, :, depth], alone)
 
 
-def test_another_style_gives_another_picture():
-    translator, x = with_styles(make()), noise(1, 1, 16, 16)
-    a, b = (translator.translate(x, translator.target_styles[k][None]) for k in (0, 1))
-    assert (a - b).abs().mean() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("x", "styles", "named"),
-    [
-        (torch.zeros(1, 2, 16, 16), torch.zeros(1, 8), r"\(1, 2, 16, 16\), expected 2 spatial dimensions and 1 channels"),
-        (torch.zeros(1, 1, 4, 16, 16), torch.zeros(1, 8), "expected 2 spatial dimensions"),
-        (torch.zeros(2, 1, 16, 16), torch.zeros(1, 8), r"styles of shape \(1, 8\) for 2 images, expected \(2, 8\)"),
-    ],
-)
-def test_what_does_not_fit_is_refused(x, styles, named):
-    with pytest.raises(ValueError, match=named):
-        make().translate(x, styles)
-
-
-def test_dims_and_weights_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match="dims=1"):
-        Translator(1, 1)
-    with pytest.raises(ValueError, match="halvings=3: expected 0, 1 or 2"):
-        Translator(1, 2, halvings=3)
-    with pytest.raises(ValueError, match="weights has sharpness, expected some of reconstruction"):
-        make_stage(make(), weights={"sharpness": 1.0})
-
-
-# shapes do not move
+# ---- shapes do not move ----
 
 
 class Copy(nn.Module):
@@ -181,68 +156,51 @@ def test_an_invertible_shift_leaves_the_cycle_unhurt_and_is_found_by_structure_a
         images = images._replace(tt=cine, ss=cine)
         back = generator.decoder(generator.content(images.st), torch.tensor([[0.0, -by]]).expand(3, -1))
         losses = generator_losses(translator, images)
-        numbers = make_stage(translator)._numbers(images, losses, losses["cycle"], losses["cycle"])
+        numbers = stage_module._numbers(images, losses, losses["cycle"], losses["cycle"])
         found[by] = float((back - cine).abs().mean()), float(losses["structure"]), numbers["shift"]
     assert found[0.0][0] == found[3.0][0] == 0
     assert found[0.0][1] < 1e-4 and found[3.0][1] > 0.4
-    assert found[0.0][2] < 0.05 and found[3.0][2] == pytest.approx(3, abs=0.1)
+    assert found[0.0][2] == 0 and found[3.0][2] == 3
 
 
-def test_moved_by_a_step_of_the_content_grid_the_translation_moves_along():
-    translator = with_styles(make(width=4))
-    x = torch.zeros(2, 1, 64, 64)
-    x[0, :, 24:36, 24:36] = 1
-    x[1, :, 28:40, 24:36] = 1
-    y = translator.translate(x, translator.target_styles[:1].expand(2, -1))
-    along, beside = ((y[1] - torch.roll(y[0], k, 1))[:, 16:-16, 16:-16].abs().mean() for k in (4, 3))
-    assert along < 0.3 * beside
+# ---- losses and gradients ----
 
 
-# losses and gradients
+def test_cycle_content_and_segmentation_give_translations_no_gradient():
+    """They teach encoder and decoder from translations. A gradient would reward translations that hide the source."""
+    translator = make(segmentation=1).requires_grad_(True)
+    known, maps = torch.ones(3, 1, 16, 16), torch.Generator().manual_seed(0)
+    images = generate(translator, noise(3, 1, 16, 16), noise(3, 1, 16, 16, seed=1), maps)
+    losses = generator_losses(translator, images, maps, known, known)
+    assert losses.keys() == WEIGHTS.keys()
+    for made in (images.st, images.ts):
+        gradients = {k: torch.autograd.grad(v, made, retain_graph=True, allow_unused=True)[0] for k, v in losses.items()}
+        reached = {key for key, value in gradients.items() if value is not None and value.abs().max() > 0}
+        assert reached == {"style", "adversarial", "structure"}
 
 
-def test_the_cycle_pays_no_translation_for_what_it_hides():
-    """Cycle and content teach the encoder and the decoder from translations, but not the translations; the others do."""
-    translator = make(segmentation=1)
-    labels, known = torch.ones(3, 1, 16, 16), torch.ones(3, 1, 16, 16)
-    translator.thaw()
-    for gradient in (True, False):
-        view = ContentView(True, gradient, torch.Generator().manual_seed(0))
-        images = generate(translator, noise(3, 1, 16, 16), noise(3, 1, 16, 16, seed=1), view)
-        losses = generator_losses(translator, images, labels, known, view)
-        for made, segmented in ((images.st, {"segmentation"}), (images.ts, set())):
-            gradients = {k: torch.autograd.grad(v, made, retain_graph=True, allow_unused=True)[0] for k, v in losses.items()}
-            through = {"cycle", "content"} | segmented if gradient else set()
-            reached = {key for key, value in gradients.items() if value is not None and value.abs().max() > 0}
-            assert reached == {"style", "adversarial", "structure"} | through
+def test_content_is_encoded_along_random_maps_in_training_only():
+    translator, x = make(), noise(2, 1, 16, 16)
+    first, second = (generate(translator, x, x, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert not torch.equal(first.content_s, second.content_s) and torch.equal(first.style_s, second.style_s)
+    images = generate(translator, x, x)
+    assert torch.equal(images.content_s, translator.generator.content(torch.cat([x, x])).chunk(2)[0])
 
 
-@pytest.mark.parametrize(("patch", "expected"), [((40, 40), 1), ((40, 56, 40), 1), ((8, 96, 95), 1), ((96, 112, 112), 2)])
-def test_small_slices_are_halved_once(patch, expected):
-    assert halvings_of(patch) == expected
-    translator = make(dims=len(patch), halvings=expected)
-    content = translator.generator.content(torch.zeros(1, 1, 48, 96))
-    assert content.shape == (1, TINY["width"] * 2**expected, 48 // 2**expected, 96 // 2**expected)
-
-
-@pytest.mark.parametrize(
-    ("dims", "channels", "segmentation", "halvings"), [(2, 1, 0, 2), (2, 3, 2, 1), (3, 2, 1, 1), (2, 1, 1, 0)]
-)
-@pytest.mark.parametrize("remap", [True, False])
-def test_every_parameter_gets_a_finite_gradient_from_its_own_loss(dims, channels, segmentation, halvings, remap):
+@pytest.mark.parametrize(("dims", "channels", "segmentation", "halvings"), [(2, 1, 0, 2), (2, 3, 2, 1), (3, 2, 1, 1)])
+def test_every_parameter_gets_a_finite_gradient_from_its_own_loss(dims, channels, segmentation, halvings):
     translator = make(channels, dims, segmentation=segmentation, halvings=halvings)
-    stage = make_stage(translator, remap=remap, cycle_gradient=not remap)
+    stage = make_stage(translator)
     stage.begin()
-    source, target, aims, view = stage._images(next(batches(dims, channels)), 0)
-    assert (view.remap, view.gradient) == (remap, not remap)
-    images = generate(translator, source, target, view)
+    source, target, labels, maps = stage._choose_slices(next(batches(dims, channels)), 0)
+    images = generate(translator, source, target, maps)
     discriminator_loss(translator, images).backward()
     assert all(p.grad is None for p in translator.generator_parameters())
     for name, parameter in translator.named_parameters():
         if "discriminator" in name:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
             parameter.grad = None
-    stage._total(generator_losses(translator, images, *aims, view=view)).backward()
+    sum(WEIGHTS[key] * value for key, value in generator_losses(translator, images, maps, *labels).items()).backward()
     expected = sum(1 for _ in translator.generator_parameters())
     counted = 0
     for name, parameter in translator.named_parameters():
@@ -254,40 +212,12 @@ def test_every_parameter_gets_a_finite_gradient_from_its_own_loss(dims, channels
     assert counted == expected > 30
 
 
-def test_a_step_moves_both_sides_and_each_by_its_own_optimiser():
-    translator = make(segmentation=1)
-    before = {k: v.clone() for k, v in translator.state_dict().items()}
-    stage = make_stage(translator)
-    assert not any(p.requires_grad for p in translator.parameters())
-    stage.begin()
-    owned = [
-        {id(p) for g in o.param_groups for p in g["params"]} for o in (stage.generator_optimizer, stage.discriminator_optimizer)
-    ]
-    assert not owned[0] & owned[1]
-    assert owned[0] | owned[1] == {id(p) for n, p in translator.named_parameters() if not n.startswith("average.")}
-    numbers = stage.train_step(next(batches()))
-    assert numbers.keys() == set(stage.keys) and all(np.isfinite(v) for v in numbers.values())
-    for name, parameter in translator.named_parameters():
-        if parameter.dim() > 1:
-            assert not torch.equal(parameter, before[name]), name
-
-
-def test_translated_images_alone_do_not_move_the_discriminator_for_reconstructions():
-    """Discriminators see reconstructed target images as made ones too."""
-    translator = make()
-    images = generate(translator, noise(3, 1, 16, 16), noise(3, 1, 16, 16, seed=1))
-    translator.eval()
-    before = discriminator_loss(translator, images)
-    assert discriminator_loss(translator, images._replace(tt=images.tt + 1)) != before
-    assert discriminator_loss(translator, images._replace(ss=images.ss + 1)) == before
-
-
-def test_groups_judged_in_one_pass_are_judged_as_alone():
-    """Scores and gradients; in training, one pass moves the spectral norm's vectors once, so the plain way is in eval."""
+def test_groups_have_the_scores_and_gradients_of_separate_passes():
+    """In eval mode, since each pass in training moves the vectors of the spectral norm."""
     discriminator = make().eval().image_discriminators["target"].requires_grad_(True)
     groups = [noise(2, 1, 24, 16, seed=n).requires_grad_() for n in range(3)]
     parameters = [*groups, *discriminator.parameters()]
-    together, alone = judge(discriminator, *groups), [discriminator(group) for group in groups]
+    together, alone = score_groups(discriminator, *groups), [discriminator(group) for group in groups]
     gradients = []
     for way in (together, alone):
         total = sum((n + 1) * (score - 0.3).square().mean() for n, scores in enumerate(way) for score in scores)
@@ -298,39 +228,27 @@ def test_groups_judged_in_one_pass_are_judged_as_alone():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("value", [0.0, 5.0])
-def test_constant_images_stay_finite(value, tmp_path):
-    translator = make(segmentation=1)
-    stage = make_stage(translator, draw=tmp_path, draw_every=1)
-    batch = {k: torch.full((2, 1, 16, 16), value) for k in ("data", "unlabelled")} | {"target": torch.zeros(2, 1, 16, 16)}
-    run_stage(stage, translator, lambda: batch, lambda: batch, str(tmp_path), print)
-    assert all(torch.isfinite(v).all() for v in translator.state_dict().values())
-    assert torch.isfinite(translator.translate(batch["data"], translator.draw_styles(2))).all()
-
-
 def test_half_precision_trains(monkeypatch, tmp_path):
     """On the CPU, where it is off by default; what a GPU does, up to its kernels."""
     for module in (stage_module, translator_module):
         monkeypatch.setattr(module, "bfloat16_where_possible", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
     translator = make(dims=3, segmentation=1)
     lines = []
-    run(tmp_path, make_stage(translator, draw=tmp_path), translator, batches(3), lines.append)
-    assert len(lines) >= 2 and all(v.dtype == torch.float32 for v in translator.state_dict().values())
+    run(tmp_path, make_stage(translator, folder=tmp_path), translator, batches(3), lines.append)
+    assert len(lines) >= 2 and {v.dtype for v in translator.state_dict().values()} == {torch.float32, torch.bool}
     assert all(torch.isfinite(v).all() for v in translator.state_dict().values())
     x = noise(1, 1, 2, 17, 16)
     assert translator.translate(x, translator.draw_styles(1)).dtype == torch.float32
 
 
-def test_aims_of_the_head_for_labels_regions_and_the_ignored():
+def test_targets_of_the_head_for_labels_regions_and_the_ignored():
     labels = torch.tensor([[0, 1], [2, 3]]).view(1, 1, 2, 2)
-    aims, known = aims_of_head(labels, 2, ignore_label=3)
-    assert aims[0].tolist() == [[[0, 1], [0, 0]], [[0, 0], [1, 0]]] and known[0, 0].tolist() == [[1, 1], [1, 0]]
+    targets, known = head_targets(labels, 2, ignore_label=3)
+    assert targets[0].tolist() == [[[0, 1], [0, 0]], [[0, 0], [1, 0]]] and known[0, 0].tolist() == [[1, 1], [1, 0]]
     regions = torch.stack([labels[:, 0] > 0, labels[:, 0] == 2, labels[:, 0] == 3], 1)
-    aims, known = aims_of_head(regions, 2)
-    assert torch.equal(aims, regions[:, :2].float()) and known[0, 0].tolist() == [[1, 1], [1, 0]]
-    assert torch.equal(aims_of_head(regions, 3)[0], regions.float())
-    with pytest.raises(ValueError, match="a target with 3 channels, expected 1, 5 or 6"):
-        aims_of_head(regions, 5)
+    targets, known = head_targets(regions, 2)
+    assert torch.equal(targets, regions[:, :2].float()) and known[0, 0].tolist() == [[1, 1], [1, 0]]
+    assert torch.equal(head_targets(regions, 3)[0], regions.float())
 
 
 def test_unknown_voxels_do_not_count_in_the_segmentation():
@@ -344,29 +262,13 @@ def test_unknown_voxels_do_not_count_in_the_segmentation():
     assert torch.isfinite(segmentation_loss(logits, labels, 0 * known))
 
 
-# averages and styles
-
-
-def test_the_average_follows_the_recursion():
-    translator = make()
-    expected = {n: p.clone() for n, p in translator.generator.named_parameters()}
-    for n, p in translator.average.named_parameters():
-        assert torch.equal(p, expected[n]) and not p.requires_grad
-    for step in range(1, 5):
-        decay = min(0.999, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for n, p in translator.generator.named_parameters():
-                p.add_(noise(*p.shape, seed=step))
-                expected[n] = decay * expected[n] + (1 - decay) * p
-        translator.update_average(decay)
-    for n, p in translator.average.named_parameters():
-        torch.testing.assert_close(p, expected[n])
+# ---- averages and styles ----
 
 
 def test_styles_are_the_clusters_of_the_targets_codes():
     translator = make()
     centres = 10 * noise(3, 8)
-    translator.place_styles((centres[:, None] + 0.01 * noise(3, 30, 8, seed=1)).view(-1, 8))
+    translator.set_target_styles((centres[:, None] + 0.01 * noise(3, 30, 8, seed=1)).view(-1, 8))
     distances = torch.cdist(centres, translator.target_styles)
     assert (distances.min(1).values < 0.05).all() and (distances.min(0).values < 0.05).all()
     torch.manual_seed(0)
@@ -375,13 +277,8 @@ def test_styles_are_the_clusters_of_the_targets_codes():
     assert drawn.shape == (300, 8) and sum(counts) == 300 and min(counts) > 60
 
 
-def test_a_short_training_takes_larger_steps():
+def test_a_short_training_takes_larger_steps_and_the_rate_falls_over_the_last_part():
     assert [learning_rate(steps) for steps in (1, 1600, 4000, 8000, 100_000)] == pytest.approx([1e-3, 1e-3, 4e-4, 2e-4, 2e-4])
-    assert make_stage(make(), epochs=2, iterations=2).lr == pytest.approx(1e-3)
-    assert make_stage(make(), epochs=2, iterations=2, lr=3e-4).lr == 3e-4
-
-
-def test_the_learning_rate_falls_over_the_last_part():
     assert [linear_decay(s, 10, 0.4) for s in (0, 6, 8, 9)] == [1.0, 1.0, 0.5, 0.25]
     stage = make_stage(make(), epochs=5, lr=1e-3)
     stage.begin()
@@ -392,52 +289,22 @@ def test_the_learning_rate_falls_over_the_last_part():
     assert rates == pytest.approx([1e-3] * 7 + [7.5e-4, 5e-4, 2.5e-4])
 
 
-# the stage
+# ---- the stage ----
 
 
 def test_the_stage_freezes_places_styles_and_draws(tmp_path):
     translator = make(channels=3, dims=3, segmentation=1)
-    stage = make_stage(translator, draw=tmp_path)
+    stage = make_stage(translator, folder=tmp_path)
     source = batches(3, 3)
     lines = []
     run_stage(stage, translator, lambda: next(source), lambda: next(source), str(tmp_path), lines.append)
     assert not any(p.requires_grad or p.grad is not None for p in translator.parameters()) and not translator.training
     assert len(translator.target_styles.unique(dim=0)) == 3 and stage.generator_optimizer is None
-    assert (tmp_path / "translation.png").stat().st_size > 10000
+    assert (tmp_path / "translation.png").stat().st_size > 1000
     assert (tmp_path / "progress_translation.png").is_file() and len([x for x in lines if "of 2: train_generator" in x]) == 2
     other = make(channels=3, dims=3, segmentation=1, seed=5)  # a finished stage is taken as it is, styles too
     run_stage(make_stage(other), other, None, None, str(tmp_path), lines.append, resume=True)
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in translator.state_dict().items())
-
-
-class Interrupted(TranslationStage):
-    stop_at = None
-
-    def train_step(self, batch):
-        if self.step == self.stop_at:
-            raise KeyboardInterrupt
-        return super().train_step(batch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stop_at", [3, 5])
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_at):
-    (tmp_path / "whole").mkdir()
-    whole = make(segmentation=1)
-    run(tmp_path / "whole", make_stage(whole, epochs=3), whole, batches())
-    stopped = make(segmentation=1)
-    stage = Interrupted(stopped, CPU, 3, 2, 1, {"fold": 0}, slices=3)
-    stage.stop_at = stop_at
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, stage, stopped, batches())
-    resumed, source = make(segmentation=1, seed=7), batches()
-    for _ in range(2 * (stop_at // 2)):
-        next(source)
-    torch.randn(17)  # another state of the process's random numbers
-    run(tmp_path, make_stage(resumed, epochs=3), resumed, source, resume=True)
-    theirs = resumed.state_dict()
-    assert all(torch.equal(value, theirs[key]) for key, value in whole.state_dict().items())
-    assert float(whole.target_styles.abs().sum()) > 0
 
 
 def test_another_translators_checkpoint_is_refused(tmp_path):
@@ -448,40 +315,24 @@ def test_another_translators_checkpoint_is_refused(tmp_path):
         run(tmp_path, make_stage(other), other, batches(), resume=True)
     file = tmp_path / "stage_translation.pth"
     older = torch.load(file, weights_only=True)
-    del older["settings"]["translation_form"], older["module"]["polarity"]
+    older["settings"]["translation_form"] = 2
     torch.save(older, file)
-    with pytest.raises(UserError, match="translation_form: there 'none', here 2"):
+    with pytest.raises(UserError, match="translation_form: there 2, here 3"):
         run(tmp_path, make_stage(translator), translator, batches(), resume=True)
-
-
-def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path):
-    translator = make()
-    bad = next(batches()) | {"data": torch.full((3, 1, 16, 16), float("nan"))}
-    with pytest.raises(FloatingPointError, match=r"stage translation: .*cases \['a'\]"):
-        run_stage(make_stage(translator), translator, lambda: bad, lambda: bad, str(tmp_path), print)
-    saved = [torch.load(file, weights_only=True) for file in tmp_path.glob("*.pth")]  # from before, if there is one
-    assert all(torch.isfinite(v).all() for checkpoint in saved for v in checkpoint["module"].values())
-
-
-def test_a_batch_without_target_images_is_refused(tmp_path):
-    translator = make()
-    with pytest.raises(ValueError, match=r"expected them as batch\['unlabelled'\]"):
-        run(tmp_path, make_stage(translator), translator, iter([{"data": torch.zeros(2, 1, 16, 16)}]))
-
-
-def test_labels_are_not_needed_without_a_head(tmp_path):
-    translator, source = make(), batches()
-    run(tmp_path, make_stage(translator), translator, ({k: b[k] for k in ("data", "unlabelled")} for b in source))
 
 
 def test_a_large_shift_warns():
     translator, lines = with_styles(make()), []
     stage = make_stage(translator)
-    stage.codes = [noise(9, 8)]
+    stage.style_codes = [noise(9, 8)]
     stage.end_epoch(1, {"validation_shift": 2.5}, lines.append)
     assert len(lines) == 1 and lines[0].startswith("WARNING: the translation moves edges by 2.5 pixels")
     stage.end_epoch(1, {"validation_shift": 0.5}, lines.append)
     assert len(lines) == 1
+
+
+def test_small_slices_are_halved_once():
+    assert [halvings_of(patch) for patch in ((40, 40), (8, 96, 95), (96, 112, 112))] == [1, 1, 2]
 
 
 def _trained(rank, folder):
@@ -534,6 +385,5 @@ def test_a_short_training_brings_intensities_to_the_targets_and_leaves_edges_in_
     before, after = distance(held), distance(translated)
     assert after < before / 2, f"{before:.3f} to {after:.3f}"
     assert (translated - truth).abs().mean() < 0.5 * (held - truth).abs().mean()
-    shift = shift_of(held.transpose(0, 1)[None], translated.transpose(0, 1)[None])
-    assert shift.abs().max() < 0.3
+    assert not measure_shift(held, translated).any()
     assert structure_loss(held, translated) < 0.5 * structure_loss(held, torch.roll(held, 3, 3))

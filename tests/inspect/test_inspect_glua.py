@@ -8,7 +8,7 @@ import torch
 from test_inspect import check_files, inspect, read_map, read_summary
 from tiny_model import make_plans, open_model, write_case, write_model
 
-from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
+from nnunet_l2g.architectures.glua.alignment import DomainDiscriminator
 from nnunet_l2g.architectures.glua.translation.translator import Translator, halvings_of
 from nnunet_l2g.inspect import inspection
 from nnunet_l2g.inspect.case import read_case
@@ -106,33 +106,34 @@ def test_gluas_twins(tmp_path, trainer, has, lacks):
     assert read_summary(tmp_path / "out")["glua"]["notes"] == []
 
 
-def test_an_image_of_the_source_is_turned_over_for_a_network_that_knows_it_so(tmp_path, monkeypatch):
+def test_an_image_of_the_source_is_inverted_for_a_network_that_was_trained_so(tmp_path, monkeypatch):
     seen = []
     predict = inspection.predict
     monkeypatch.setattr(inspection, "predict", lambda model, case, on: seen.append(case.data) or predict(model, case, on))
     image, _ = write_case(tmp_path / "in")
-    for sign, domain in ((1.0, "source"), (-1.0, "source"), (-1.0, "target")):
-        state = {"polarity": torch.tensor([sign])}
-        out = tmp_path / f"{domain}{sign}"
-        model = write_model(out, "nnUNetTrainerGLUASignOnly", adapted(), **{EXTRA_KEY: state})
+    for inverted, domain in ((False, "source"), (True, "source"), (True, "target")):
+        state = {"inverted": torch.tensor([inverted])}
+        out = tmp_path / f"{domain}{inverted}"
+        model = write_model(out, "nnUNetTrainerGLUAInversionOnly", adapted(), **{EXTRA_KEY: state})
         assert inspect(model, image, out / "out", "--domain", domain) == 0
         found = read_summary(out / "out")["glua"]
-        assert found.get("polarity") == (None if domain == "target" else [int(sign)])
+        assert found.get("inverted") == (None if domain == "target" else [inverted])
     assert np.array_equal(seen[1], -seen[0])
     target = read_case(open_model(model), [image], None)
     assert np.array_equal(seen[2], target.data)
 
 
-def test_a_network_that_has_lost_its_signs_is_said_to_have(tmp_path, capsys):
-    model, (image, _) = write_model(tmp_path, "nnUNetTrainerGLUASignOnly", adapted()), write_case(tmp_path / "in")
+def test_a_checkpoint_without_its_inverted_channels_is_refused(tmp_path, capsys):
+    model, (image, _) = write_model(tmp_path, "nnUNetTrainerGLUAInversionOnly", adapted()), write_case(tmp_path / "in")
     assert inspect(model, image, tmp_path / "out") == 1 and not (tmp_path / "out").exists()
-    assert "does not say which channels of the source were turned over" in capsys.readouterr().err
+    assert "does not say which channels of the source are inverted" in capsys.readouterr().err
     assert inspect(model, image, tmp_path / "out", "--domain", "target") == 0
-    assert "has no sign of each channel" in capsys.readouterr().out
-    for number, signs in enumerate((torch.ones(2), torch.zeros(1), [1.0], torch.ones(1, dtype=torch.bool), -torch.ones(1, 1))):
-        model = write_model(tmp_path / str(number), "nnUNetTrainerGLUASignOnly", adapted(), **{EXTRA_KEY: {"polarity": signs}})
+    assert "has no list of inverted channels" in capsys.readouterr().out
+    for number, wrong in enumerate((torch.ones(2).bool(), torch.ones(1), [True], torch.ones(1, 1).bool())):
+        state = {EXTRA_KEY: {"inverted": wrong}}
+        model = write_model(tmp_path / str(number), "nnUNetTrainerGLUAInversionOnly", adapted(), **state)
         assert inspect(model, image, tmp_path / "refused") == 1
-        assert "its signs of channels do not fit nnUNetTrainerGLUASignOnly, expected 1 of 1 or -1" in capsys.readouterr().err
+        assert "do not fit nnUNetTrainerGLUAInversionOnly, expected 1 of True or False" in capsys.readouterr().err
 
 
 def test_parts_of_another_model_are_refused(tmp_path, capsys):

@@ -10,7 +10,7 @@ from planned import ADAPTED
 from small_trainers import make
 from test_trainers import make_batch
 
-from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
+from nnunet_l2g.architectures.glua.alignment import DomainDiscriminator
 
 METHODS = {"L2GNet": "nnUNetPlans", "GRCSF": "nnUNetPlans", "GLUA": ADAPTED}
 STAGES = ("GRCSF", "GLUA")

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from nnunet_l2g.architectures.glua.translation.alignment import structure_loss
-from nnunet_l2g.architectures.glua.translation.content_view import ContentView
-from nnunet_l2g.architectures.glua.translation.discriminators import judge, least_squares
+from nnunet_l2g.architectures.glua.translation.networks import least_squares, score_groups
+from nnunet_l2g.architectures.glua.translation.slices import random_intensity_maps
+from nnunet_l2g.architectures.glua.translation.structure_loss import structure_loss
 from nnunet_l2g.architectures.glua.translation.translator import Translator
 
 WEIGHTS = {
@@ -18,11 +18,8 @@ WEIGHTS = {
 }  # fmt: skip
 
 
-AS_IT_IS = ContentView()
-
-
 class Images(NamedTuple):
-    """One pass of the generators; images (N, C, H, W), content codes (N, m width, H/m, W/m), styles (N, style_dim).
+    """One pass of the generators: images (N, C, H, W), content codes (N, m width, H/m, W/m), styles (N, style_dim).
 
     `st` is source content in a target style, `ts` the opposite; `ss` and `tt` are reconstructions.
     """
@@ -39,10 +36,23 @@ class Images(NamedTuple):
     ts: torch.Tensor
 
 
-def generate(translator: Translator, s: torch.Tensor, t: torch.Tensor, view: ContentView = AS_IT_IS) -> Images:
-    """Both domains in both looks: the i-th source image takes the style of the i-th target image and vice versa."""
+def encode_content(translator: Translator, images: torch.Tensor, maps: torch.Generator | None) -> torch.Tensor:
+    """Content of images (N, C, H, W), without a gradient to the images.
+
+    In training they are encoded along random intensity maps: a content code that knows how bright things are in their own
+    domain need not learn how they look in the other one. With a gradient, the cycle loss would reward translations that keep
+    the intensities of the image they were made of.
+
+    maps : random numbers of the maps; None: images are encoded as they are, as in use
+    """
+    images = images.detach()
+    return translator.generator.content(images if maps is None else random_intensity_maps(images, maps))
+
+
+def generate(translator: Translator, s: torch.Tensor, t: torch.Tensor, maps: torch.Generator | None = None) -> Images:
+    """Both domains in both styles: the i-th source image takes the style of the i-th target image and vice versa."""
     generator = translator.generator
-    content_s, content_t = generator.content(view(torch.cat([s, t]))).chunk(2)
+    content_s, content_t = encode_content(translator, torch.cat([s, t]), maps).chunk(2)
     style_s, style_t = generator.styles["source"](s), generator.styles["target"](t)
     contents = torch.cat([content_s, content_t, content_s, content_t])
     styles = torch.cat([style_s, style_t, style_t, style_s])
@@ -51,57 +61,51 @@ def generate(translator: Translator, s: torch.Tensor, t: torch.Tensor, view: Con
 
 
 def discriminator_loss(translator: Translator, images: Images) -> torch.Tensor:
-    r"""Least squares: 1 for real, 0 for made; for content, 1 for source and 0 for target.
+    r"""Least squares: 1 for real and 0 for generated images; for content, 1 for source and 0 for target.
 
-    Reconstructed target images are half of what is made: they show target anatomy, so that anatomy alone does not give
-    translations away.
+    Reconstructed target images are half of the generated ones. They show target anatomy, so that anatomy alone does not tell
+    translations from real images.
     """
     images = Images(*(image.detach() for image in images))
     target, source = translator.image_discriminators["target"], translator.image_discriminators["source"]
-    real_t, made_st, made_tt = judge(target, images.t, images.st, images.tt)
-    real_s, made_ts = judge(source, images.s, images.ts)
-    content_s, content_t = judge(translator.content_discriminator, images.content_s, images.content_t)
+    real_t, of_st, of_tt = score_groups(target, images.t, images.st, images.tt)
+    real_s, of_ts = score_groups(source, images.s, images.ts)
+    content_s, content_t = score_groups(translator.content_discriminator, images.content_s, images.content_t)
     loss = least_squares(real_t, 1.0) + least_squares(real_s, 1.0)
-    loss = loss + 0.5 * least_squares(made_st, 0.0) + 0.5 * least_squares(made_tt, 0.0) + least_squares(made_ts, 0.0)
+    loss = loss + 0.5 * least_squares(of_st, 0.0) + 0.5 * least_squares(of_tt, 0.0) + least_squares(of_ts, 0.0)
     return loss + least_squares(content_s, 1.0) + least_squares(content_t, 0.0)
 
 
 def generator_losses(
     translator: Translator,
     images: Images,
+    maps: torch.Generator | None = None,
     labels: torch.Tensor | None = None,
     known: torch.Tensor | None = None,
-    view: ContentView = AS_IT_IS,
 ) -> dict[str, torch.Tensor]:
-    r"""The terms, unweighted, in float32; both directions of each added. E stands for the encoder behind the view.
+    r"""The terms, unweighted, in float32; both directions of each added. E is `encode_content`, sg a stopped gradient.
 
     =====================  ==============================================================================================
     reconstruction         :math:`|G(E(x), S(x)) - x|_1`
     cycle                  :math:`|G(E(x_{s \to t}), S_s(x_s)) - x_s|_1`
-    content, style         :math:`|E(x_{s \to t}) - sg\,E(x_s)|_1`, :math:`|S_t(x_{s \to t}) - sg\,z|_1`; without the stopped
-                           gradient, codes that shrink would do as well
+    content, style         :math:`|E(x_{s \to t}) - sg\,E(x_s)|_1`, :math:`|S_t(x_{s \to t}) - sg\,z|_1`; without sg, codes
+                           could shrink to reduce them
     style_prior            :math:`|z|^2 / \dim z`; nothing else bounds the codes, and the style term grows with them
-    adversarial            :math:`\sum (D(x_{s \to t}) - 1)^2`, reconstructed target images half of it
+    adversarial            :math:`\sum (D(x_{s \to t}) - 1)^2`, half of it for reconstructed target images
     content_adversarial    :math:`(D_c(E(x)) - 1/2)^2`
-    structure              see structure_loss: a shift that the way back undoes leaves the cycle unhurt, but not this
-    segmentation           see segmentation_loss: of source content and of the translation's
+    structure              see structure_loss; the cycle does not see a shift that the way back undoes
+    segmentation           see segmentation_loss; of source content and of the translation's
     =====================  ==============================================================================================
 
-    Parameters
-    ----------
-    labels, known : (N, L, H, W) or None
-        What the head shall find, 0 or 1, and where that is known. Needed if the translator has a head.
-    view : ContentView
-        As for `generate`.
+    labels, known : (N, L, H, W), (N, 1, H, W), see head_targets; needed if the translator has a segmentation head
     """
     generator = translator.generator
-    content_st, content_ts = generator.content(view(torch.cat([images.st, images.ts]))).chunk(2)
-    cycle_s, cycle_t = generator.decoder(
-        torch.cat([content_st, content_ts]), torch.cat([images.style_s, images.style_t])
-    ).chunk(2)
-    made_st, made_tt = judge(translator.image_discriminators["target"], images.st, images.tt)
-    (made_ts,) = judge(translator.image_discriminators["source"], images.ts)
-    scores_s, scores_t = judge(translator.content_discriminator, images.content_s, images.content_t)
+    content_st, content_ts = encode_content(translator, torch.cat([images.st, images.ts]), maps).chunk(2)
+    contents, styles = torch.cat([content_st, content_ts]), torch.cat([images.style_s, images.style_t])
+    cycle_s, cycle_t = generator.decoder(contents, styles).chunk(2)
+    of_st, of_tt = score_groups(translator.image_discriminators["target"], images.st, images.tt)
+    (of_ts,) = score_groups(translator.image_discriminators["source"], images.ts)
+    scores_s, scores_t = score_groups(translator.content_discriminator, images.content_s, images.content_t)
     losses = {
         "reconstruction": _l1(images.ss, images.s) + _l1(images.tt, images.t),
         "cycle": _l1(cycle_s, images.s) + _l1(cycle_t, images.t),
@@ -109,7 +113,7 @@ def generator_losses(
         "style": _l1(generator.styles["target"](images.st), images.style_t.detach())
         + _l1(generator.styles["source"](images.ts), images.style_s.detach()),
         "style_prior": images.style_s.float().square().mean() + images.style_t.float().square().mean(),
-        "adversarial": 0.5 * least_squares(made_st, 1.0) + 0.5 * least_squares(made_tt, 1.0) + least_squares(made_ts, 1.0),
+        "adversarial": 0.5 * least_squares(of_st, 1.0) + 0.5 * least_squares(of_tt, 1.0) + least_squares(of_ts, 1.0),
         "content_adversarial": least_squares(scores_s, 0.5) + least_squares(scores_t, 0.5),
         "structure": structure_loss(images.s, images.st) + structure_loss(images.t, images.ts),
     }
@@ -132,23 +136,17 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, known: torch.T
     return entropy + 1 - ((2 * common + 1) / (total + 1)).mean()
 
 
-def aims_of_head(target: torch.Tensor, outputs: int, ignore_label: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """nnU-Net's target -> what a head with `outputs` outputs shall find, and where that is known.
+def head_targets(target: torch.Tensor, outputs: int, ignore_label: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """nnU-Net's target -> targets of a head with `outputs` outputs, and the voxels where they are known.
 
-    Parameters
-    ----------
     target : (N, 1, H, W) label values, (N, outputs, H, W) regions, or regions and one more channel, 1 where ignored
 
-    Returns
-    -------
-    (N, outputs, H, W) and (N, 1, H, W), 0 or 1 in float32. Labels are 1 ... outputs; others, as the ignored, are no aim.
+    Returns (N, outputs, H, W) and (N, 1, H, W), 0 or 1 in float32.
     """
+    known = torch.ones_like(target[:, :1], dtype=torch.float32)
     if target.shape[1] == outputs + 1:
         return target[:, :outputs].float(), 1 - target[:, outputs:].float()
-    if target.shape[1] != 1 and target.shape[1] != outputs:
-        raise ValueError(f"a target with {target.shape[1]} channels, expected 1, {outputs} or {outputs + 1}")
-    known = torch.ones_like(target[:, :1], dtype=torch.float32)
-    if target.shape[1] == outputs and outputs > 1:
+    if target.shape[1] > 1:
         return target.float(), known
     values = torch.arange(1, outputs + 1, device=target.device)[None, :, None, None]
     if ignore_label is not None:

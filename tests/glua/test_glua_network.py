@@ -1,4 +1,4 @@
-"""GLUA's network: plain nnU-Net that shows what its encoder makes of unlabelled images."""
+"""GLUA's network: plain nnU-Net that in training also encodes unlabelled images."""
 
 import copy
 
@@ -9,8 +9,8 @@ import torch
 from nnunet_l2g.architectures import GLUA
 
 
-def make_network(plan="plain_2d", **settings):
-    return GLUA(tester.make_backbone(plan), **settings)
+def make_network(plan="plain_2d"):
+    return GLUA(tester.make_backbone(plan))
 
 
 @pytest.mark.parametrize("plan", tester.PLANS)
@@ -27,7 +27,7 @@ def test_unlabelled_images_change_no_logit_and_reach_the_encoder(plan):
     network, x = make_network(plan).train(), tester.make_input(plan)
     plain = network(x)
     network.unlabelled = torch.randn_like(x)
-    network.objective = lambda seen: seen.target.square().mean()
+    network.objective = lambda outputs: outputs.target_features.square().mean()
     for one, two in zip(network(x), plain, strict=True):
         assert torch.equal(one, two)
     network.auxiliary_loss().backward()
@@ -35,18 +35,17 @@ def test_unlabelled_images_change_no_logit_and_reach_the_encoder(plan):
     assert all(p.grad is None for n, p in network.decoder.named_parameters() if not n.startswith("encoder."))
     network.align = False
     network(x)
-    assert not network._seen.target.requires_grad and not network._seen.source.requires_grad
+    outputs = network.auxiliary_outputs
+    assert not outputs.target_features.requires_grad and not outputs.source_features.requires_grad
     copy.deepcopy(network)
     network.eval()
     assert network.unlabelled is None and network.auxiliary_loss() is None
 
 
-def test_weights_are_plain_nnunets_and_settings():
+def test_weights_are_plain_nnunets_and_the_settings():
     network, plain = make_network(), tester.make_backbone("plain_2d")
     assert network.state_dict().keys() - plain.state_dict().keys() == {"settings"}
     assert network.own_keys() == ["settings"]
-    with pytest.raises(ValueError, match="level 3 does not exist, expected -3 to 2"):
-        make_network(level=3)
 
 
 def test_one_graph_and_the_same_gradients_under_compile():
@@ -54,7 +53,7 @@ def test_one_graph_and_the_same_gradients_under_compile():
     forwards = [networks[0], torch.compile(networks[1], backend="aot_eager", fullgraph=True)]
     x, gradients = tester.make_input("plain_2d"), []
     for network, forward in zip(networks, forwards, strict=True):
-        network.objective = lambda seen: (seen.target - 1).square().mean()
+        network.objective = lambda outputs: (outputs.target_features - 1).square().mean()
         for seed in range(2):  # the second batch must not see the first one's images
             network.unlabelled = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
             network.zero_grad()
