@@ -1,4 +1,4 @@
-"""One cell of the compatibility table: a trainer in a setting, from its first step to a prediction of the imported model."""
+"""One cell of the list of plans: a trainer in a setting, from its first step to a prediction of the imported model."""
 
 from __future__ import annotations
 
@@ -31,30 +31,6 @@ from nnunet_l2g.trainers.adapted import AdaptedTrainer
 from nnunet_l2g.training import stages
 
 CPU = torch.device("cpu")
-# what each trainer trains before the segmenter; a row of the table each
-STAGES = {
-    "nnUNetTrainerL2GNet": None,
-    "nnUNetTrainerL2GNetNoCodebook": None,
-    "nnUNetTrainerL2GNetNearestReference": None,
-    "nnUNetTrainerL2GNetFixedReferences": None,
-    "nnUNetTrainerL2GNetOneReference": None,
-    "nnUNetTrainerL2GNetNoReadout": None,
-    "nnUNetTrainerL2GNetAuxiliaryHead": None,
-    "nnUNetTrainerGRCSF": "autoencoder",
-    "nnUNetTrainerGRCSFFocal": "autoencoder",
-    "nnUNetTrainerGRCSFNoGCU": "autoencoder",
-    "nnUNetTrainerGRCSFNoRCU": None,
-    "nnUNetTrainerGRCSFOtherResidual": "autoencoder",
-    "nnUNetTrainerGRCSFDoGResidual": None,
-    "nnUNetTrainerDiceFocal": None,
-    "nnUNetTrainerGLUA": "translation",
-    "nnUNetTrainerGLUATranslationOnly": "translation",
-    "nnUNetTrainerGLUANoMask": "translation",
-    "nnUNetTrainerGLUANoTranslation": None,
-    "nnUNetTrainerGLUASignOnly": None,
-    "nnUNetTrainerGLUASelfTraining": "translation",
-    "nnUNetTrainerRandomIntensity": None,
-}
 AUTOENCODER = {"width": 16, "depth": 1, "decoder_width": 16, "decoder_depth": 1}
 TRANSLATION = {"translation_settings": {"width": 4}, "stage_settings": {"slices": 2, "crop": 32}}
 
@@ -63,7 +39,7 @@ TRANSLATION = {"translation_settings": {"width": 4}, "stage_settings": {"slices"
 def small_trainers() -> Iterator[None]:
     """Our own classes, as nnU-Net finds them by name to predict, with small parts and no pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        for trainer in (getattr(trainers, name) for name in STAGES):
+        for trainer in (getattr(trainers, name) for name in trainers.__all__):
             if issubclass(trainer, trainers.nnUNetTrainerGRCSF):
                 small = {"dim": 16, "autoencoder": AUTOENCODER}
                 patch.setattr(trainer, "network_settings", {**trainer.network_settings, **small})
@@ -114,13 +90,12 @@ def check_cell(name: str, setting: Setting, plans: dict) -> str:
         return str(refusal)
     build_as_planned(trainer, setting)
     trainer.on_train_start()
-    expected = {f"stage_{STAGES[name]}.pth"} if STAGES[name] else set()
-    assert {path.name for path in Path(trainer.output_folder).glob("stage_*.pth")} == expected
     train(trainer)
     trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
     prediction = predict(Path(trainer.output_folder_base), setting, plans)
-    for one, other in zip(prediction, predict(export_and_import(name, trainer), setting, plans), strict=True):
-        assert np.array_equal(one, other)
+    if setting.name == "3D":  # the export does the same with all plans
+        for one, other in zip(prediction, predict(export_and_import(name, trainer), setting, plans), strict=True):
+            assert np.array_equal(one, other)
     return ""
 
 

@@ -15,8 +15,6 @@ from nnunet_l2g.compare.curves import Curves, read_logs
 from nnunet_l2g.compare.models import dataset_name
 from nnunet_l2g.compare.summaries import read_summary
 from nnunet_l2g.compare.training import case_names
-from nnunet_l2g.demo.folder import open_folder
-from nnunet_l2g.demo.report import read_scores
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import read_labels
 from nnunet_l2g.files import is_plain_name
@@ -113,25 +111,6 @@ def test_a_summary_of_numbers_beyond_all_floats(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"metric_per_case": [entry]}))
     with pytest.raises(UserError, match=r"summary.json: not a summary of nnU-Net \(OverflowError"):
         read_summary(tmp_path / "summary.json")
-
-
-@pytest.mark.parametrize("change", [{"finished": {"plan": float("nan")}}, {"finished": [1]}, {"started": 3}, {"settings": "a"}])
-def test_a_state_of_the_demo_that_is_none(tmp_path, change):
-    (tmp_path / ".nnunet_l2g_demo").touch()
-    state = {"settings": {}, "finished": {"phantom": 1}, "started": ["phantom"]}
-    (tmp_path / "state.json").write_text(json.dumps(state))
-    assert open_folder(tmp_path, {}, False).finished == {"phantom": 1}
-    (tmp_path / "state.json").write_text(json.dumps(state | change))
-    with pytest.raises(UserError, match=r"state.json cannot be read"):
-        open_folder(tmp_path, {}, False)
-
-
-def test_scores_of_the_demo_that_are_none(tmp_path):
-    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "a": 1}}')
-    for content in ("{}", '{"metric_per_case": []}', '{"metric_per_case": [{"prediction_file": 3}]}', "[" * 100_000):
-        (tmp_path / "summary.json").write_text(content)
-        with pytest.raises(UserError, match="start afresh with --overwrite"):
-            read_scores(tmp_path / "summary.json", tmp_path / "dataset.json")
 
 
 @pytest.mark.parametrize("content", [b".", b"J", b"settings", b"names"])

@@ -109,37 +109,6 @@ def marker(data: bytes) -> None:
     assert keep.is_file() and precious().is_file()
 
 
-def demo(data: bytes) -> None:
-    """`demo`: the state of an earlier run, its scores, and nnU-Net's output lines."""
-    from nnunet_l2g.demo.folder import MARKER, open_folder
-    from nnunet_l2g.demo.report import format_table, mean_foreground, read_scores
-    from nnunet_l2g.progress import TrainingProgress, planning_progress, prediction_progress
-
-    choices = Choices(data)
-    settings = {"seed": 0, "trainer": "t", "version": "1"}
-    folder = write(place("demo", MARKER), b"").parent
-    kind = choices.below(3)
-    if kind == 0:
-        state = {"settings": settings, "finished": {"phantom": 1.5}, "started": ["phantom", "plan"]}
-        write(folder / "state.json", spoilt_json(choices, state))
-        with contextlib.suppress(UserError):
-            found = open_folder(folder, settings, overwrite=False)
-            found.forget(["plan"])
-            found.start("train")
-            found.finish("train", 3)
-    elif kind == 1:
-        labels = {"labels": {"background": 0, "organ": 1}}
-        one, other = spoilt_json(choices, SUMMARY), spoilt_json(choices, labels)
-        with contextlib.suppress(UserError):
-            scores = read_scores(write(folder / "s.json", one), write(folder / "d.json", other))
-            format_table(scores, mean_foreground(scores))
-    else:
-        training = TrainingProgress()
-        for line in LINES[: choices.below(4)] + choices.rest().decode("utf-8", "replace").splitlines():
-            for progress in (training, planning_progress, prediction_progress):
-                assert isinstance(progress(line), (str, type(None)))
-
-
 LINES = [
     "2026-01-01 10:00:00.5: Epoch 3", "2026-01-01 10:00:00.5: train_loss -0.5", "val_loss nan", "Pseudo dice [0.5, nan]",
     "Epoch time: 3.5 s", "Epoch time: 1.2.3 s", "Pseudo dice [np.float32(0.5), np.float32(nan)]", "Mean Validation Dice:  0.5",
@@ -449,7 +418,7 @@ def swapped(owner: object, name: str, value: object):
 TARGETS = {
     target.__name__: target
     for target in (
-        dataset_json, model_plans, compared_plans, planned_cases, summary, splits, marker, demo, logs, adapt_source,
+        dataset_json, model_plans, compared_plans, planned_cases, summary, splits, marker, logs, adapt_source,
         adapt_target, adapted_plans, checkpoint, stage, settings, trainer_names, arguments, slurm, images, properties, voxels,
     )
 }  # fmt: skip
