@@ -20,9 +20,5 @@ class BuildWithStartupFiles(build_py):
             for name in STARTUP_FILES:
                 self.copy_file(str(Path("nnunet_l2g", "_startup", name)), str(Path(self.build_lib, name)))
 
-    def get_outputs(self, include_bytecode=1):
-        own = [] if self.editable_mode else [str(Path(self.build_lib, name)) for name in STARTUP_FILES]
-        return [*super().get_outputs(include_bytecode), *own]
-
 
 setup(cmdclass={"build_py": BuildWithStartupFiles})

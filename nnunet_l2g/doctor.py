@@ -22,14 +22,16 @@ SET_IT = 'eval "$(nnunet_l2g env)"'
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """-tr NAME [NAME ...]."""
-    parser.add_argument(
-        "-tr", dest="trainers", nargs="+", metavar="NAME", help="trainers to look up (default: all of nnunet_l2g)"
-    )
+    shown = "trainers to look up (default: all of nnunet_l2g)"
+    parser.add_argument("-tr", dest="trainers", nargs="+", metavar="NAME", help=shown)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report. Exit status 0 if nnU-Net finds every trainer, else 1."""
-    report_versions()
+    say("Python", f"{platform.python_version()}  {sys.executable}")
+    say("nnunet_l2g", f"{nnunet_l2g.__version__} ({installed_as()})  {Path(nnunet_l2g.__file__).parent}")
+    for name in ("nnunetv2", "torch", "torchvision"):
+        say(name, installed_version(name) or "not installed")
     report_variables()
     try:
         check_nnunet()
@@ -54,13 +56,6 @@ def say(label: str, text: str, *details: str) -> int:
     """Prints a line of the report, and details below it. Returns 1, the exit status of a PROBLEM."""
     print(f"{label:<18} {text}", *(f"{'':<18}   {line}" for line in details), sep="\n", flush=True)
     return 1
-
-
-def report_versions() -> None:
-    say("Python", f"{platform.python_version()}  {sys.executable}")
-    say("nnunet_l2g", f"{nnunet_l2g.__version__} ({installed_as()})  {Path(nnunet_l2g.__file__).parent}")
-    for name in ("nnunetv2", "torch", "torchvision"):
-        say(name, installed_version(name) or "not installed")
 
 
 def installed_as() -> str:
@@ -94,13 +89,13 @@ def why_absent() -> str:
     if sys.flags.no_site:
         return "Python runs with -S, which skips start-up files; start it without -S"
     if os.environ.get(OPT_OUT) == "0":
-        return f"{OPT_OUT}=0 turns it off; unset it, or set the variable yourself: {SET_IT}"
-    return {
-        "not installed": f"nnunet_l2g is not installed in this Python; pip install it, or set the variable yourself: {SET_IT}",
-        "editable": f"an editable install has no start-up file; set the variable yourself, in each new shell: {SET_IT}",
-        "wheel": "the start-up file nnunet_l2g.pth is gone or did not run, or the variable was changed since; "
-        f"pip install nnunet_l2g again with --force-reinstall --no-deps, or set the variable yourself: {SET_IT}",
-    }[installed_as()]
+        return f"{OPT_OUT}=0 turns it off; unset it, or set the variable in each new shell: {SET_IT}"
+    why = {
+        "not installed": "nnunet_l2g is not installed in this Python; pip install it",
+        "editable": "an editable install has no start-up file; pip install it without -e",
+        "wheel": "the start-up file nnunet_l2g.pth is gone or did not run; pip install it again with --force-reinstall",
+    }
+    return f"{why[installed_as()]}, or set the variable in each new shell: {SET_IT}"
 
 
 def report_trainer(name: str, trainers, known: list[str]) -> bool:

@@ -76,20 +76,15 @@ def load_safely(path: Path) -> dict:
     Numpy's scalar and dtype classes are allowed too, because nnU-Net's log holds numpy scalars. Raises what torch raises
     for a damaged file, and for one that holds other classes.
     """
+    import numpy as np
     import torch
 
-    with torch.serialization.safe_globals(_numpy_classes()):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _numpy_classes() -> list:
-    import numpy as np
-
-    scalar = np.float64(0).__reduce__()[0]  # numpy's function that rebuilds a scalar
-    dtypes = [type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")]
+    rebuild = np.float64(0).__reduce__()[0]  # numpy's function that makes a scalar
     # numpy 2 moved the function, and a checkpoint has the name of the numpy that wrote it
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [*names, np.dtype, *dtypes]
+    scalars = [(rebuild, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    dtypes = [type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")]
+    with torch.serialization.safe_globals([*scalars, np.dtype, *dtypes]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def marker_of(path: Path, command: str) -> Path:
@@ -102,17 +97,16 @@ def open_folder(path: Path, command: str) -> Path:
 
     UserError if it is a file, cannot be written, or holds files and has no marker of `nnunet_l2g <command>`.
     """
-    path, advice = path.expanduser().absolute(), "name another folder with -o"
+    path = path.expanduser().absolute()
     try:
-        if path.exists() and not path.is_dir():
-            raise UserError(f"-o {path}: this is a file; {advice}")
-        if path.is_dir() and any(path.iterdir()) and not marker_of(path, command).is_file():
-            raise UserError(
-                f"-o {path}: not empty, and not made by `nnunet_l2g {command}`, so nothing in it is touched; {advice}"
-            )
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        foreign = any(path.iterdir()) and not marker_of(path, command).is_file()
+        if not foreign:
+            tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise UserError(f"-o {path}: cannot be written ({error.strerror or error}); {advice}") from error
+        reason = "this is a file" if path.is_file() else error.strerror or error
+        raise UserError(f"-o {path}: cannot be written ({reason}); name another folder with -o") from error
+    if foreign:
+        made = f"not made by `nnunet_l2g {command}`, so nothing in it is touched"
+        raise UserError(f"-o {path}: not empty, and {made}; name another folder with -o")
     return path

@@ -8,7 +8,6 @@ import sys
 import pytest
 from throwaway import ROOT, Environment
 
-STARTUP = ROOT / "nnunet_l2g" / "_startup" / "nnunet_l2g.pth"
 READ = "import os, sys; value = os.environ.get('nnUNet_extTrainer', ''); sys.stdout.buffer.write(os.fsencode(value))"
 
 
@@ -19,15 +18,15 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def environment(shared):
-    """An environment with the start-up file and what Python starts of the package. A test may damage it."""
+    """An environment with the start-up file and the modules that it imports. A test may damage them."""
     package = shared.site / "nnunet_l2g"
-    shutil.rmtree(package, ignore_errors=True)
+    if package.is_dir():
+        shutil.rmtree(package)
     package.unlink(missing_ok=True)
-    package.mkdir()
+    shutil.copytree(ROOT / "nnunet_l2g" / "_nnunet_ext", package / "_nnunet_ext")
     for name in ("__init__.py", "autoload.py"):
         shutil.copy(ROOT / "nnunet_l2g" / name, package)
-    shutil.copytree(ROOT / "nnunet_l2g" / "_nnunet_ext", package / "_nnunet_ext")
-    shutil.copy(STARTUP, shared.site)
+    shutil.copy(ROOT / "nnunet_l2g" / "_startup" / "nnunet_l2g.pth", shared.site)
     return shared
 
 
@@ -37,33 +36,32 @@ def ours(environment) -> str:
 
 def start(environment, cwd=None, **variables) -> bytes:
     """The variable as a fresh Python sees it, which has to start silently."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("nnUNet_", "NNUNET_", "PYTHON"))}
-    done = subprocess.run(
-        [str(environment.python), "-c", READ], env=inherited | variables, cwd=cwd or environment.folder, capture_output=True,
-        timeout=60,
-    )  # fmt: skip
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("nnUNet_", "NNUNET_", "PYTHON"))}
+    command, folder = [str(environment.python), "-c", READ], cwd or environment.folder
+    done = subprocess.run(command, env=kept | variables, cwd=folder, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout
 
 
+def a_file_for_the_package(package):
+    shutil.rmtree(package)
+    package.write_text("")
+
+
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"def append_tr", b"raise SystemExit(3)", b"\0\0\0", b"append_trainers = 1", b"import a_module_that_is_gone"],
+    "damage",
+    [
+        shutil.rmtree,
+        a_file_for_the_package,
+        lambda package: (package / "__init__.py").write_text("raise SystemExit(1)"),
+        *(
+            lambda package, content=content: (package / "autoload.py").write_bytes(content)
+            for content in (b"", b"def append_tr", b"raise SystemExit(3)", b"\0\0", b"append_trainers = 1", b"import gone")
+        ),
+    ],
 )
-def test_a_broken_autoload_module(environment, content):
-    (environment.site / "nnunet_l2g" / "autoload.py").write_bytes(content)
-    assert start(environment) == b""
-
-
-@pytest.mark.parametrize("left", ["nothing", "a file for the package", "a broken package"])
-def test_remains_of_a_package(environment, left):
-    package = environment.site / "nnunet_l2g"
-    if left == "a broken package":
-        (package / "__init__.py").write_text("raise SystemExit(1)")
-    else:
-        shutil.rmtree(package)
-        if left == "a file for the package":
-            package.write_text("")
+def test_a_broken_package(environment, damage):
+    damage(environment.site / "nnunet_l2g")
     assert start(environment) == b""
 
 
@@ -74,14 +72,14 @@ def test_remains_of_a_package(environment, left):
 )
 def test_the_variable_keeps_what_it_holds(environment, value):
     found = start(environment, nnUNet_extTrainer=value)
-    assert found == os.fsencode(value) + os.fsencode(os.pathsep if value else "") + os.fsencode(ours(environment))
+    assert found == os.fsencode(value + (os.pathsep if value else "") + ours(environment))
 
 
 def test_modules_of_our_and_pythons_names_in_the_current_folder(environment, tmp_path):
     """The start-up file runs before the current folder is searched. On PYTHONPATH such a module hides ours, and may raise."""
     for name in ("nnunet_l2g", "os", "site"):
         (tmp_path / f"{name}.py").write_text(f"open('ran_{name}', 'w'); raise SystemExit(7)")
-    assert start(environment, cwd=tmp_path, HOME=str(tmp_path / "nowhere")).decode() == ours(environment)
+    assert start(environment, cwd=tmp_path).decode() == ours(environment)
     assert not list(tmp_path.glob("ran_*"))
     (tmp_path / "os.py").unlink()
     (tmp_path / "site.py").unlink()
