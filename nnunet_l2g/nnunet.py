@@ -20,13 +20,13 @@ from nnunet_l2g.errors import UserError
 
 POLL = 0.2  # s
 GRACE = 15.0  # s from SIGTERM to SIGKILL
+KILL = 9
 LAST_LINES = 15  # of a log, in an error
 HEAD = "### "  # before each command in a log
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 ADVICE = "What is finished is kept. Correct the cause and run the same command again."
 _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ")
+_EPOCH = re.compile(r"(Epoch|train_loss|val_loss|Pseudo dice) ")
 _SHOWN = re.compile(r"(Fingerprint extraction|Experiment planning|Preprocessing)\.\.\.|[Pp]redicting \w|Mean Validation Dice")
-_VALUES = re.compile(r"(nan|-?\d+\.?\d*(?:e-?\d+)?)(?=[),\]])")  # of [0.5, nan] and [np.float32(0.5), np.float32(nan)]
 
 
 class Interrupted(Exception):
@@ -38,15 +38,13 @@ def nnunet_command(script: str, args: list[str], prelude: str = "") -> list[str]
 
     `prelude` is Python code that runs first. UserError if this interpreter has no such script.
     """
-    found = list(entry_points(group="console_scripts", name=script))
-    if not found:
-        raise UserError(
-            f"nnU-Net's command {script} is not installed for {sys.executable}; run "
-            f"`{sys.executable} -m pip install nnunetv2`, or call nnunet_l2g from nnU-Net's environment"
-        )
-    function = found[0].attr.split(".")[0]
-    code = f"import sys; from {found[0].module} import {function}; sys.argv[0] = {script!r}; sys.exit({found[0].attr}())"
-    return [sys.executable, "-c", prelude + code, *args]
+    for found in entry_points(group="console_scripts", name=script):
+        function = found.attr.split(".")[0]
+        code = f"import sys; from {found.module} import {function}; sys.argv[0] = {script!r}; sys.exit({found.attr}())"
+        return [sys.executable, "-c", prelude + code, *args]
+    raise UserError(
+        f"nnU-Net's command {script} is not installed for {sys.executable}; call nnunet_l2g from nnU-Net's environment"
+    )
 
 
 def shown_command(script: str, args: list[str]) -> str:
@@ -83,21 +81,39 @@ def available_cores() -> int:
 
 
 def choose_device(requested: str) -> str:
-    """ "cpu" or "cuda" for "auto", "cpu" or "cuda". A child process asks torch, because importing it takes seconds.
+    """ "cpu" or "cuda" for "auto", "cpu" or "cuda".
 
     UserError if torch cannot be imported, or if "cuda" was requested and torch sees no CUDA device.
     """
     if requested == "cpu":
         return "cpu"
-    code = "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if answer.returncode != 0:
-        last = answer.stderr.strip().rpartition("\n")[2]
-        raise UserError(f"torch cannot be imported by {sys.executable}: {last}; run `nnunet_l2g doctor` for the cause")
-    found = answer.stdout.split()[-1]
-    if requested == "cuda" and found == "cpu":
+    try:
+        import torch
+    except Exception as error:  # a broken installation: each kind raises its own
+        raise UserError(f"torch cannot be imported ({error}); run `nnunet_l2g doctor` for the cause") from error
+    if requested == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device; use --device cpu, or install a CUDA build of torch")
-    return found
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Progress:
+    """What the terminal shows of a command's output: one line for each epoch, each case and each part of planning.
+
+    Called with a line of output, it returns the line to show, or None. nnU-Net's lines of an epoch become one.
+    """
+
+    def __init__(self):
+        self.epoch: list[str] = []
+
+    def __call__(self, line: str) -> str | None:
+        line = _TIMESTAMP.sub("", line).strip()
+        if re.match(r"Epoch \d", line):
+            self.epoch = []
+        if _EPOCH.match(line):
+            self.epoch.append(re.sub(r"np\.float\d+\((.*?)\)", r"\1", line))
+        if line.startswith("Epoch time"):
+            return ", ".join(self.epoch)
+        return line.rstrip(":") if _SHOWN.match(line) else None
 
 
 class LogLines:
@@ -127,10 +143,10 @@ def last_lines(log: Path) -> str:
 
 @dataclass(eq=False)
 class Child:
-    """One of nnU-Net's commands as a child process, whose output is appended to a log.
+    """One of nnU-Net's commands as a child process.
 
-    It leads a process group, so that its workers end with it. Its output goes straight to the log, and we read the log: a
-    pipe could fill up, or be kept open by a worker that outlives the child.
+    It leads a process group, so that its workers end with it. Its output is appended to a log, and we read the log: a pipe
+    could fill up, or be kept open by a worker that outlives the child.
 
     Parameters
     ----------
@@ -174,21 +190,24 @@ class Child:
         if status == 0:
             return None
         ending = f"exit status {status}" if status > 0 else f"ended by signal {-status}"
-        if status == -signal.SIGKILL:
+        if status == -KILL:
             ending += ", perhaps for lack of memory"
-        return (
-            f"{self.what} failed ({ending}).\n  command: {self.shown}\n  log: {self.log}\n  its last lines:\n"
-            f"{last_lines(self.log)}"
-        )
+        lines = [f"{self.what} failed ({ending}).", f"  command: {self.shown}", f"  log: {self.log}", last_lines(self.log)]
+        return "\n".join(lines)
 
     def signal_group(self, number: int) -> None:
         """Sends a signal to the child and to its workers."""
+        if os.name == "nt":  # has no signals
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.process.pid)], capture_output=True, check=False)
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError for a group of zombies
             os.killpg(self.process.pid, number)
 
-    def kill_group(self) -> None:
-        """Ends whatever is left of the group at once."""
-        self.signal_group(signal.SIGKILL)
+    def end(self, seconds: float = 0) -> None:
+        """Waits for the child, then ends whatever is left of the group."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        self.signal_group(KILL)
         self.process.wait()
 
 
@@ -210,44 +229,34 @@ def run_children(jobs: Sequence, places: Sequence, start: Callable) -> list[Chil
     waiting, free, running, ended = list(jobs), list(places), {}, []
     with stop_signals() as received:
         try:
-            while waiting or running:
+            while (waiting or running) and not received:
                 while free and waiting:
                     place = free.pop(0)
                     running[start(waiting.pop(0), place)] = place
+                time.sleep(POLL)
                 for child in [child for child in running if child.show()]:
-                    child.kill_group()  # workers can outlive a crashed main process
+                    child.end()  # workers can outlive a crashed main process
                     free.append(running.pop(child))
                     ended.append(child)
                     if child.process.returncode != 0:
                         print(f"{child.prefix}failed; see {child.log}", flush=True)
-                if received:
-                    end_children(list(running), received)
-                    raise Interrupted
-                if running:
-                    time.sleep(POLL)
         finally:
             for child in running:
-                child.kill_group()
+                child.signal_group(signal.SIGTERM)
+            end = time.monotonic() + GRACE
+            for child in running:
+                child.end(max(0, end - time.monotonic()))
+    if received:
+        raise Interrupted
     return ended
-
-
-def end_children(children: list[Child], received: list[int]) -> None:
-    """Sends SIGTERM, and after a while SIGKILL, to the children and their workers. A second stop signal skips the waiting."""
-    print("\n      stopping nnU-Net ... (again to force)", file=sys.stderr, flush=True)
-    for child in children:
-        child.signal_group(signal.SIGTERM)
-    end = time.monotonic() + GRACE
-    while time.monotonic() < end and len(received) < 2 and any(child.process.poll() is None for child in children):
-        time.sleep(POLL / 4)
-    for child in children:
-        child.kill_group()
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collects the stop signals that come inside, instead of raising at any line."""
     received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    previous = {number: signal.getsignal(number) for number in numbers}
     for number, handler in previous.items():
         if handler != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda number, _: received.append(number))
@@ -256,28 +265,3 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-class Progress:
-    """What the terminal shows of a command's output: one line for each epoch, each case and each part of planning.
-
-    Called with a line of output, it returns the line to show or None. nnU-Net's lines of an epoch become one:
-    `epoch 3: train_loss -0.47, val_loss -0.4, Pseudo dice 0.88 0.80 0.47 (12 s)`.
-    """
-
-    def __init__(self):
-        self.epoch, self.parts = None, []
-
-    def __call__(self, line: str) -> str | None:
-        line = _TIMESTAMP.sub("", line).strip()
-        if found := re.fullmatch(r"Epoch (\d+)", line):
-            self.epoch, self.parts = found[1], []
-        elif line.startswith(("train_loss ", "val_loss ")):
-            self.parts.append(line)
-        elif line.startswith("Pseudo dice"):
-            self.parts.append("Pseudo dice " + " ".join(_VALUES.findall(line)))
-        elif (found := re.match(r"Epoch time: (\d+\.?\d*) s", line)) and self.epoch is not None:
-            return f"epoch {self.epoch}: {', '.join(self.parts)} ({float(found[1]):.0f} s)"
-        elif _SHOWN.match(line):
-            return line.rstrip(":")
-        return None

@@ -1,4 +1,4 @@
-"""The README's commands, trainers and links exist, what is imported is declared, and the code keeps its style."""
+"""The README's commands exist, what is imported is declared, and the code keeps its style."""
 
 import ast
 import configparser
@@ -6,12 +6,12 @@ import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
-
-from throwaway import ROOT
+from pathlib import Path
 
 from nnunet_l2g import trainers
 from nnunet_l2g.cli import COMMANDS
 
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -22,21 +22,27 @@ def test_ci_runs_the_readmes_test_line():
 
 
 def test_every_command_and_trainer_is_described_and_every_one_described_exists():
-    used = {command for code in re.findall(r"`([^`\n]+)`", README) for command in re.findall(r"^nnunet_l2g (\w+)", code)}
-    used |= set(re.findall(r"^nnunet_l2g (\w+)", README, re.M))
-    assert used - {"COMMAND"} == set(COMMANDS)
-    for name in trainers.__all__:
+    assert set(re.findall(r"\bnnunet_l2g (\w+)", README)) <= set(COMMANDS)
+    for name in (*COMMANDS, *trainers.__all__):
         assert re.search(rf"\b{name}\b", README), f"README does not mention {name}"
     for name in set(re.findall(r"nnUNetTrainer(?:L2GNet|GRCSF|GLUA)\w*", README)):
         assert hasattr(trainers, name), f"README mentions {name}, which does not exist"
 
 
+def anchors(document: Path) -> set[str]:
+    """What a link to a heading of the document may name."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_pictures_and_named_files_exist():
     for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
         text = document.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            if not target.startswith("http"):
-                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+        for path, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
+            if not path.startswith("http"):
+                target = document.parent / path if path else document
+                assert target.exists(), f"{document.name} links to {path}"
+                assert not anchor or anchor in anchors(target), f"{document.name} links to {path}#{anchor}"
         for name in re.findall(r"`((?:tests|benchmarks|docs)/[\w/.]+)`", text):
             assert (ROOT / name).exists(), f"{document.name} names {name}"
 
