@@ -14,8 +14,7 @@ from nnunet_l2g.demo.folder import PICTURE, SUMMARY, open_folder
 from nnunet_l2g.demo.steps import Demo, Step
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.lookup import file_that_wins
-from nnunet_l2g.nnunet import choose_device, nnunet_variables, shown_command
-from nnunet_l2g.processes import Interrupted
+from nnunet_l2g.nnunet import Interrupted, choose_device, nnunet_variables, shown_command
 
 DEFAULT_TRAINER = "nnUNetTrainerL2GNet_8epochs_50iterations"
 

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_l2g import progress
 from nnunet_l2g.demo.folder import LOGS, PICTURE, PREDICTIONS, PREPROCESSED, RAW, RESULTS, SUMMARY, DemoFolder
 from nnunet_l2g.demo.report import write_report
-from nnunet_l2g.nnunet import child_environment, nnunet_command, shown_command
-from nnunet_l2g.processes import run_child
+from nnunet_l2g.nnunet import child_environment, run_nnunet, shown_command
 
 DATASET_ID, DATASET_NAME = 980, "CardiacPhantom"
 DATASET = f"Dataset{DATASET_ID:03d}_{DATASET_NAME}"
@@ -89,7 +87,7 @@ class Demo:
                 "plan",
                 "plan and preprocess",
                 self.path / PREPROCESSED / DATASET / f"{PLANS}.json",
-                lambda _: self.run_command("plan", progress.planning_progress),
+                lambda _: self.run_command("plan"),
             ),
             Step(
                 "train",
@@ -102,7 +100,7 @@ class Demo:
                 "evaluate",
                 "evaluate the predictions",
                 predictions / "summary.json",
-                lambda _: self.run_command("evaluate", progress.no_progress),
+                lambda _: self.run_command("evaluate"),
             ),
             Step("report", "table, picture and summary", self.path / PICTURE, lambda _: self.report()),
         ]
@@ -126,24 +124,17 @@ class Demo:
     def train(self, resume: bool) -> None:
         if not resume:  # checkpoints of data that is no longer there would be mistaken for this run's
             shutil.rmtree(self.model, ignore_errors=True)
-        self.run_command("train", progress.TrainingProgress(), resume)
+        self.run_command("train", resume)
 
     def predict(self, resume: bool) -> None:
         shutil.rmtree(self.path / PREDICTIONS, ignore_errors=True)
-        self.run_command("predict", progress.prediction_progress)
+        self.run_command("predict")
 
-    def run_command(self, name: str, show: Callable[[str], str | None], resume: bool = False) -> None:
+    def run_command(self, name: str, resume: bool = False) -> None:
         """Runs nnU-Net's command of the step `name` as a child process."""
         script, args = self.commands(resume)[name]
-        run_child(
-            nnunet_command(script, args),
-            what=f"step {name}",
-            shown=shown_command(script, args),
-            folder=self.path,
-            environment=child_environment(self.path),
-            log=self.path / LOGS / f"{name}.log",
-            progress=show,
-        )
+        log = self.path / LOGS / f"{name}.log"
+        run_nnunet(script, args, f"step {name}", folder=self.path, environment=child_environment(self.path), log=log)
 
     def report(self) -> None:
         commands = [shown_command(*command) for command in self.commands().values()]

@@ -13,17 +13,16 @@ import pytest
 from nnunet_l2g import cli, nnunet
 from nnunet_l2g.demo import folder as demo_folder
 from nnunet_l2g.demo import steps
-from nnunet_l2g.progress import TrainingProgress
+from nnunet_l2g.nnunet import Progress
 
 STUB = Path(__file__).with_name("demo_stub.py")
 DRIVER = """
 import sys
 from nnunet_l2g import cli
-from nnunet_l2g import processes as runner
-    from nnunet_l2g.demo import steps
+from nnunet_l2g import nnunet
 stub, control, grace, *argv = sys.argv[1:]
-runner.GRACE = (float(grace), float(grace))
-steps.nnunet_command = lambda script, args: [sys.executable, stub, control, script, *args]
+nnunet.GRACE = float(grace)
+nnunet.nnunet_command = lambda script, args, prelude: [sys.executable, stub, control, script, *args]
 sys.exit(cli.main(argv))
 """
 
@@ -33,7 +32,9 @@ def control(tmp_path, monkeypatch):
     """The stub's folder; nnU-Net's commands are replaced by the stub."""
     path = tmp_path / "control"
     path.mkdir()
-    monkeypatch.setattr(steps, "nnunet_command", lambda script, args: [sys.executable, str(STUB), str(path), script, *args])
+    monkeypatch.setattr(
+        nnunet, "nnunet_command", lambda script, args, prelude: [sys.executable, str(STUB), str(path), script, *args]
+    )
     monkeypatch.setattr(steps, "NUM_TRAINING", 5)
     monkeypatch.setattr(steps, "NUM_TEST", 2)
     monkeypatch.setattr(steps, "SIZE", (32, 32, 6))
@@ -70,7 +71,7 @@ def test_all_steps_then_nothing_left_to_do(control, target, capsys):
     output = capsys.readouterr().out
     for number in range(1, 7):
         assert f"[{number}/6]" in output
-    assert "epoch 0: train_loss -0.5, val_loss -0.4, Pseudo dice 0.75 nan 0.5 (2 s)" in output
+    assert "Epoch 0, train_loss -0.5, val_loss -0.4, Pseudo dice [0.75, nan, 0.5], Epoch time: 2.4 s" in output
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         assert f"{name}='{target / name}'" in output
     assert (target / "demo.png").read_bytes().startswith(b"\x89PNG")
@@ -254,9 +255,8 @@ def test_children_see_nnunets_variables_and_our_trainers(tmp_path, monkeypatch):
 
 
 def test_training_progress_ignores_what_it_does_not_know():
-    progress = TrainingProgress()
+    progress = Progress()
     assert progress("Using splits from existing split file") is None
-    assert progress("Epoch time: 3.0 s") is None
     assert progress("2026-01-01 00:00:00.1: predicting phantom_tr001 ") == "predicting phantom_tr001"
     assert progress("2026-01-01 00:00:00.1: Mean Validation Dice:  0.9 ") == "Mean Validation Dice:  0.9"
 
