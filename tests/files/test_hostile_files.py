@@ -403,13 +403,13 @@ def test_compare_with_broken_images(predictions, tmp_path, capsys):
 
 
 def test_a_shift_of_a_broken_image(tmp_path):
-    from nnunet_l2g.compare.shift import perturb_file
+    from nnunet_l2g.evaluation.shifts import perturb_file
 
     path = tmp_path / "case_0000.nii.gz"
     for content in (huge_image(), b"no image"):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"case_0000.nii.gz.* (copy|replace) the file"):
-            perturb_file(path, tmp_path / "out.nii.gz", "noise", 0.1, 0)
+            perturb_file(path, tmp_path / "out.nii.gz", "noise", 0.1)
     assert not (tmp_path / "out.nii.gz").exists()
 
 

@@ -10,7 +10,7 @@ from fuzz import targets
 from test_hostile_files import edit_json, find_source, source  # noqa: F401 (a fixture)
 
 from nnunet_l2g.architectures import PlanNetwork
-from nnunet_l2g.compare import slurm_runs
+from nnunet_l2g.compare import slurm_executor
 from nnunet_l2g.compare.curves import Curves, read_logs
 from nnunet_l2g.compare.models import dataset_name
 from nnunet_l2g.compare.summaries import read_summary
@@ -18,7 +18,7 @@ from nnunet_l2g.compare.training import case_names
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import read_labels
 from nnunet_l2g.files import is_plain_name
-from nnunet_l2g.progress import TrainingProgress
+from nnunet_l2g.nnunet import Progress
 from nnunet_l2g.training.stages import load_stage
 
 CORPUS = Path(__file__).parent / "fuzz" / "corpus"
@@ -56,13 +56,13 @@ def test_a_dataset_number_that_is_none(text):
 
 
 def test_lines_that_only_look_like_nnunets(tmp_path, monkeypatch):
-    show = TrainingProgress()
-    assert [show(line) for line in ("Epoch 3", "Epoch time: 1.2.3 s", "Epoch time: . s")] == [None] * 3
+    show = Progress()
+    assert [show(line) for line in ("Epoch 3", "Epoch", "val_loss", "the Epoch time: 3 s")] == [None] * 4
     (tmp_path / "training_log_2026_1_1.txt").write_text(f"Epoch {'9' * 5000}\nEpoch 1\ntrain_loss 0.5\nEpoch time: 2 s\n")
     assert read_logs(tmp_path).train_loss == [0.5]
-    answer = type("Answer", (), {"returncode": 0, "stdout": "slurm_load: warning\n1|RUNNING|None|a|b\n", "stderr": ""})
-    monkeypatch.setattr(slurm_runs, "_ask", lambda *_: answer)
-    assert slurm_runs.job_states() == {"1": ("RUNNING", "None", "a|b")}
+    answer = type("Answer", (), {"returncode": 0, "stdout": "slurm_load: warning\n1|RUNNING (None)|a|b\n", "stderr": ""})
+    monkeypatch.setattr(slurm_executor.subprocess, "run", lambda *_, **__: answer)
+    assert slurm_executor.live_jobs(1) == {"1": ("a|b", "RUNNING (None)")}
 
 
 def test_curves_of_different_lengths_are_no_log():
@@ -102,7 +102,7 @@ def test_a_source_without_file_ending(source):  # noqa: F811
 
 def test_configurations_that_are_a_list(source):  # noqa: F811
     edit_json(source / "nnUNetPlans.json", lambda content: content.update(configurations=[1, None]))
-    with pytest.raises(UserError, match="-c 2d: nnUNetPlans has 1, None"):
+    with pytest.raises(UserError, match=r"nnUNetPlans.json: not nnU-Net.s plans"):
         case_names(source, "nnUNetPlans", "2d")
 
 

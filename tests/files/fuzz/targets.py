@@ -117,7 +117,7 @@ LINES = [
 
 def logs(data: bytes) -> None:
     """nnU-Net's text logs, and what SLURM's commands print."""
-    from nnunet_l2g.compare import slurm_runs
+    from nnunet_l2g.compare import slurm_executor
     from nnunet_l2g.compare.curves import Curves, read_logs
 
     choices = Choices(data)
@@ -127,8 +127,8 @@ def logs(data: bytes) -> None:
     assert len({len(curves.train_loss), len(curves.val_loss), len(curves.pseudo_dice), len(curves.seconds)}) == 1
     assert curves.seconds_per_epoch is None or isinstance(curves.seconds_per_epoch, float)
     answer = argparse.Namespace(returncode=0, stdout=text.decode("utf-8", "replace"), stderr="")
-    with swapped(slurm_runs, "_ask", lambda *_: answer):
-        assert all(len(row) == 3 for row in slurm_runs.job_states().values())
+    with swapped(slurm_executor.subprocess, "run", lambda *_, **__: answer):
+        assert all(len(row) == 2 for row in slurm_executor.live_jobs(1).values())
     logging = {"epoch_end_timestamps": [2.0, 3.0], "epoch_start_timestamps": [1.0, 2.0], "train_losses": [1.0, 0.5]}
     logging |= {"val_losses": [1.0, 0.5], "mean_fg_dice": [0.1, 0.2]}
     with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
@@ -223,7 +223,7 @@ def _saved(content: object) -> bytes:
 
 def checkpoint(data: bytes) -> None:
     """`inspect` and `compare`: a checkpoint of nnU-Net's."""
-    from nnunet_l2g.compare.checkpoint import Checkpoint, read_checkpoint
+    from nnunet_l2g.compare.models import Checkpoint, read_checkpoint
     from nnunet_l2g.inspect.model import _read_checkpoint
 
     choices = Choices(data)
@@ -319,7 +319,7 @@ def arguments(data: bytes) -> None:
     from nnunet_l2g import cli
     from nnunet_l2g.compare import command as compare
     from nnunet_l2g.compare.models import choose_models, dataset_name
-    from nnunet_l2g.compare.slurm_runs import slurm_options
+    from nnunet_l2g.compare.slurm_executor import slurm_options
 
     planned()
     choices = Choices(data)
@@ -342,18 +342,6 @@ def arguments(data: bytes) -> None:
     silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with swapped(module, "run", check), silent[0], silent[1], contextlib.suppress(SystemExit):
         assert cli.main([name, *words]) in (0, 1)
-
-
-def slurm(data: bytes) -> None:
-    """Further options of sbatch: nothing that begins a line of its own, or that is ours to set."""
-    from nnunet_l2g.compare.slurm_runs import FIXED, _extra
-
-    choices = Choices(data)
-    names = [*FIXED, "account", "qos", "a-b", "", "--x", "A", "x\n#SBATCH"]
-    texts = [names[choices.below(len(names))] + ("=" if choices.below(2) else "") + choices.text() for _ in range(3)]
-    with contextlib.suppress(UserError):
-        for name, value in _extra(texts).items():
-            assert name not in FIXED and "\n" not in f"{name}{value}"
 
 
 def images(data: bytes) -> None:
@@ -419,7 +407,7 @@ TARGETS = {
     target.__name__: target
     for target in (
         dataset_json, model_plans, compared_plans, planned_cases, summary, splits, marker, logs, adapt_source,
-        adapt_target, adapted_plans, checkpoint, stage, settings, trainer_names, arguments, slurm, images, properties, voxels,
+        adapt_target, adapted_plans, checkpoint, stage, settings, trainer_names, arguments, images, properties, voxels,
     )
 }  # fmt: skip
 
