@@ -19,20 +19,27 @@ def test_ci_runs_the_readmes_test_line():
 
 
 def test_every_command_and_trainer_is_described_and_every_one_described_exists():
-    used = set(re.findall(r"nnunet_l2g (\w+)", " ".join(re.findall(r"`([^`]*)`|^(nnunet_l2g .*)$", README, re.M)[0])))
-    assert used <= set(COMMANDS) | {"COMMAND"}
+    assert set(re.findall(r"\bnnunet_l2g (\w+)", README)) <= set(COMMANDS)
     for name in (*COMMANDS, *trainers.__all__):
         assert re.search(rf"\b{name}\b", README), f"README does not mention {name}"
-    for name in set(re.findall(r"nnUNetTrainerL2GNet\w*", README)):
+    for name in set(re.findall(r"nnUNetTrainer(?:L2GNet|GRCSF|GLUA)\w*", README)):
         assert hasattr(trainers, name), f"README mentions {name}, which does not exist"
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link to a heading of the document may name."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_links_pictures_and_named_files_exist():
     for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
         text = document.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            if not target.startswith("http"):
-                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+        for path, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
+            if not path.startswith("http"):
+                target = document.parent / path if path else document
+                assert target.exists(), f"{document.name} links to {path}"
+                assert not anchor or anchor in anchors(target), f"{document.name} links to {path}#{anchor}"
         for name in re.findall(r"`((?:tests|benchmarks|docs)/[\w/.]+)`", text):
             assert (ROOT / name).exists(), f"{document.name} names {name}"
 
