@@ -1,4 +1,4 @@
-"""Metadata is in setup.cfg. This file only places the start-up files at the root of site-packages, which setup.cfg cannot."""
+"""Metadata is in setup.cfg. This file places the start-up files beside the package, which setup.cfg cannot do."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ STARTUP_FILES = ("nnunet_l2g.pth", "nnunet_l2g.start")
 
 
 class BuildWithStartupFiles(build_py):
-    """Copies nnunet_l2g/<startup file> beside the package, so that a wheel lists them in RECORD and pip removes them.
+    """Copies the start-up files beside the package. A wheel then lists them in its RECORD, and pip removes them.
 
-    An editable install does not build a tree: `nnunet_l2g register` places the files there.
+    An editable install builds no such tree and has no start-up files: `nnunet_l2g env` serves it.
     """
 
     def run(self):
@@ -19,10 +19,6 @@ class BuildWithStartupFiles(build_py):
         if not self.editable_mode:
             for name in STARTUP_FILES:
                 self.copy_file(str(Path("nnunet_l2g", "_startup", name)), str(Path(self.build_lib, name)))
-
-    def get_outputs(self, include_bytecode=1):
-        own = [] if self.editable_mode else [str(Path(self.build_lib, name)) for name in STARTUP_FILES]
-        return [*super().get_outputs(include_bytecode), *own]
 
 
 setup(cmdclass={"build_py": BuildWithStartupFiles})

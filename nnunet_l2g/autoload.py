@@ -1,4 +1,4 @@
-"""What the start-up files run at every Python start: tells nnU-Net where our trainers are. Imports nothing but os.
+"""The start-up files run this at every start of Python. It tells nnU-Net where our trainers are, and imports os alone.
 
 nnU-Net reads the variable `nnUNet_extTrainer` at each look-up, and child processes inherit it.
 """
@@ -10,12 +10,12 @@ OPT_OUT = "NNUNET_L2G_AUTOLOAD"
 
 
 def trainers_folder() -> str:
-    """The folder nnU-Net is to search: one thin module that re-exports `nnunet_l2g.trainers`."""
+    """The folder that nnU-Net has to search. Its one module passes on `nnunet_l2g.trainers`."""
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "_nnunet_ext")
 
 
 def with_trainers(value: str) -> str:
-    """`value` (folders, separated by os.pathsep) with our folder appended, once: the user's own folders come first."""
+    """Appends our folder to `value` (folders, separated by os.pathsep) unless it is there. The user's folders stay first."""
     folder = trainers_folder()
     if folder in value.split(os.pathsep):
         return value
@@ -23,7 +23,7 @@ def with_trainers(value: str) -> str:
 
 
 def append_trainers() -> None:
-    """Appends our folder to the variable. Silent on any error: nobody's Python may fail to start because of us."""
+    """Appends our folder to the variable. Silent on any error, because no Python may fail to start because of us."""
     try:
         if os.environ.get(OPT_OUT) != "0":
             os.environ[VARIABLE] = with_trainers(os.environ.get(VARIABLE, ""))

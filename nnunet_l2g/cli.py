@@ -1,4 +1,4 @@
-"""`nnunet_l2g COMMAND ...`: finds the command and hands over. Imports only the command that runs (no torch for --help)."""
+"""`nnunet_l2g COMMAND ...`: finds the command and hands over. Imports the one command that runs, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import sys
 from nnunet_l2g import __version__
 from nnunet_l2g.errors import UserError
 
-# name: what --help says. nnunet_l2g/<name>.py or nnunet_l2g/<name>/command.py has configure(parser) and
-# run(args) -> exit status
+# Name and help. nnunet_l2g/<name>.py, or nnunet_l2g/<name>/command.py, has configure(parser) and run(args) -> exit status.
 COMMANDS = {
     "adapt": "plans that adapt a labelled source dataset to an unlabelled target dataset",
     "compare": "trainings or prediction folders against a baseline: scores, paired statistics, cost, report",
     "demo": "the whole way on a small embedded phantom: plan, train, predict, evaluate, picture (CPU, minutes)",
     "doctor": "which interpreter, which nnU-Net, which trainers are found, and why not",
-    "env": "print the line that sets nnUNet_extTrainer, for those who prefer to set it themselves",
+    "env": "print the line that sets nnUNet_extTrainer, for editable installs and for those who prefer to set it themselves",
     "inspect": "what a trained model does with one image: errors, codes and transport, residual maps, translations",
     "release": "a trained model as a zip that others can use without this package, or as ONNX",
-    "register": "place the start-up files in site-packages (editable installs)",
-    "unregister": "remove the start-up files that `register` placed",
 }
 FOLDERS = {"adapt", "compare", "demo", "inspect"}  # commands of several files
 

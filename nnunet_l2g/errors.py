@@ -1,5 +1,5 @@
-"""The one error a command turns into a line for its user instead of a traceback."""
+"""The error that a command prints as one message, without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user can mend: names the value, what was expected and what to do."""
+    """Something that the user can correct. The message names the value, what was expected and what to do."""

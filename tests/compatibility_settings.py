@@ -1,4 +1,4 @@
-"""The settings of the compatibility table: datasets without files, planned by nnU-Net's own planners, then made small."""
+"""The settings of the list of plans: datasets without files, planned by nnU-Net's own planners, then made small."""
 
 from __future__ import annotations
 
@@ -28,33 +28,17 @@ REGIONS = {"background": 0, "whole": [1, 2], "lesion": 2}
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of the table.
-
-    Attributes
-    ----------
-    name : str
-        As in the table.
-    shape, spacing : (z, y, x)
-        Of all images of the dataset, in voxels and mm.
-    labels : dict
-        As in dataset.json; regions if one of them is a list.
-    batch : int
-        Put into the plans; nnU-Net's planner makes none under 2.
-    planner : class
-        nnU-Net's.
-    shrink : bool
-        Runs a patch of two voxels at the bottleneck, where the planned one would take minutes.
-    """
+    """A dataset with one planner and one configuration of its plans."""
 
     name: str
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    shape: tuple[int, int, int]  # (z, y, x), voxels, of all images
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (z, y, x), mm
     configuration: str = "3d_fullres"
     channels: int = 1
-    labels: dict = field(default_factory=lambda: ORGANS)
-    batch: int = 2
+    labels: dict = field(default_factory=lambda: ORGANS)  # as in dataset.json; regions if a value is a list
+    batch: int = 2  # put into the plans, because nnU-Net's planner plans at least 2
     planner: type = ExperimentPlanner
-    shrink: bool = False
+    shrink: bool = False  # runs a patch of two voxels at the bottleneck; the planned one would take minutes
 
     @property
     def dataset_json(self) -> dict:

@@ -62,11 +62,11 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    """Running inside `with`; partitions low (default) and high, which preempts it. `variables` lead clients to it."""
+    """Runs inside `with`. Partitions: low (default), and high, which preempts it. SLURM_CONF=`conf` leads clients to it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.variables = {"SLURM_CONF": str(folder / "slurm.conf")}
+        self.conf = str(folder / "slurm.conf")
         self.daemons: list[subprocess.Popen] = []
 
     def __enter__(self) -> Cluster:
@@ -75,16 +75,15 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(64))
         key.chmod(0o600)
-        conf = self.folder / "slurm.conf"
-        conf.write_text(CONFIGURATION.format(folder=self.folder, ports=free_ports(2)))
+        Path(self.conf).write_text(CONFIGURATION.format(folder=self.folder, ports=free_ports(2)))
         (self.folder / "gres.conf").write_text(GPUS)
         try:
             files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
             options = [f"--{option}={self.folder}/munge.{ending}" for option, ending in files.items()]
             self._start("munged", "--foreground", "--force", *options)
             self._wait("munged", lambda: (self.folder / "munge.socket").exists())
-            self._start("slurmctld", "-D", "-f", conf)
-            self._start("slurmd", "-D", "-f", conf, "-N", "localhost")
+            self._start("slurmctld", "-D", "-f", self.conf)
+            self._start("slurmd", "-D", "-f", self.conf, "-N", "localhost")
             self._wait("slurmd", lambda: "idle" in self.run("sinfo", "--noheader", check=False))
         except BaseException:
             self.__exit__()
@@ -106,20 +105,15 @@ class Cluster:
 
     def run(self, *command: object, check: bool = True) -> str:
         """Output of one of SLURM's commands."""
-        environment = os.environ | self.variables
-        argv = [str(part) for part in command]
-        return subprocess.run(argv, env=environment, text=True, check=check, stdout=subprocess.PIPE, timeout=60).stdout
+        options = {"env": os.environ | {"SLURM_CONF": self.conf}, "stdout": subprocess.PIPE, "text": True, "timeout": 60}
+        return subprocess.run([str(part) for part in command], check=check, **options).stdout
 
     def _start(self, name: str, *options: object) -> None:
         path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
         with (self.folder / f"{name}.output").open("wb") as output:
             argv = [str(shutil.which(name, path=path)), *map(str, options)]
-            self.daemons.append(
-                subprocess.Popen(
-                    argv, env=os.environ | self.variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                    start_new_session=True,
-                )
-            )  # fmt: skip
+            streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, "start_new_session": True}
+            self.daemons.append(subprocess.Popen(argv, env=os.environ | {"SLURM_CONF": self.conf}, **streams))
 
     def _wait(self, name: str, condition) -> None:
         end = time.monotonic() + 30

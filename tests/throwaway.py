@@ -1,4 +1,4 @@
-"""Throw-away virtual environments: nnU-Net, torch and the rest come from the running Python, nnunet_l2g does not."""
+"""Virtual environments for one test, without nnunet_l2g. All other packages come from the running Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OURS = ("nnUNet_extTrainer", "NNUNET_L2G_AUTOLOAD", "PYTHONPATH")
 
 
 def copy_project(target: Path) -> Path:
-    """The files a build needs, so that no build/ or egg-info lands in the checkout."""
+    """Copies the files that a build needs, so that build/ and egg-info are not made in the checkout."""
     target.mkdir()
     for name in PROJECT:
         source = ROOT / name
@@ -33,46 +33,35 @@ def copy_project(target: Path) -> Path:
 
 
 class Environment:
-    """A virtual environment whose heavy dependencies are links to the running Python's, without those in `without`."""
+    """A virtual environment with links to all packages of the running Python except nnunet_l2g."""
 
-    def __init__(self, folder: Path, without: tuple[str, ...] = ()):
+    def __init__(self, folder: Path):
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         self.folder = folder
         self.scripts = folder / ("Scripts" if os.name == "nt" else "bin")
         self.python = self.scripts / "python"
         self.site = Path(self.check("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
-        self._link_packages(("nnunet_l2g", *without))
-
-    def _link_packages(self, without: tuple[str, ...]) -> None:
-        # Links and not the parent's own folder: nnunet_l2g may be installed there. A folder named in a .pth is only
-        # searched, .pth files in it are not run, so nothing of the parent starts here.
-        links = self.folder / "links"
+        # Not the running Python's own folder, where nnunet_l2g may be installed. A folder that a .pth file names is only
+        # searched. The .pth files in it are not run, so nothing of the running Python starts here.
+        links = folder / "links"
         links.mkdir()
-        for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-            for entry in Path(folder).iterdir():
-                if not any(name in entry.name.replace("-", "_").lower() for name in without):
+        for packages in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+            for entry in Path(packages).iterdir():
+                if "nnunet_l2g" not in entry.name.replace("-", "_").lower():
                     (links / entry.name).symlink_to(entry)
         (self.site / "zz_links.pth").write_text(f"{links}\n")
 
-    def run(self, *args: str, **variables: str) -> subprocess.CompletedProcess:
-        """`python *args`, with only these variables of ours set."""
-        return self.start(self.python, *args, **variables)
-
     def start(self, program: str | Path, *args: str, **variables: str) -> subprocess.CompletedProcess:
+        """Runs a program with only these variables of ours set."""
         inherited = {key: value for key, value in os.environ.items() if key not in OURS}
         quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INDEX": "1", "PIP_ROOT_USER_ACTION": "ignore"}
-        return subprocess.run(
-            [str(program), *map(str, args)],
-            env=inherited | quiet | variables,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = [str(program), *map(str, args)]
+        environment = inherited | quiet | variables
+        return subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=300)
 
     def check(self, *args: str, **variables: str) -> subprocess.CompletedProcess:
-        """As `run`, but the exit status must be 0."""
-        done = self.run(*args, **variables)
+        """`python *args`. The exit status must be 0."""
+        done = self.start(self.python, *args, **variables)
         assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -1,7 +1,7 @@
 """Stands in for nnUNetv2_train: a few quick epochs, each with a checkpoint, then the files of a finished fold.
 
 `install(folder)` makes a folder that, on PYTHONPATH, puts `main` in the place of nnU-Net's own console script.
-FOLDER/<trainer>_<fold>.mode may say what a training does instead; every call leaves a line of JSON in FOLDER/calls.
+FOLDER/<trainer>_<fold>.mode may say what a training does instead. Each call leaves a line of JSON in FOLDER/calls.
 """
 
 from __future__ import annotations
@@ -41,6 +41,15 @@ def calls(folder: Path) -> list[dict]:
     return list(records.values())
 
 
+def wait_for(condition, seconds=60):
+    """The condition's value, as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s"
+        time.sleep(0.05)
+    return value
+
+
 def note(folder: Path, **content) -> None:
     with (folder / "calls").open("a") as file:
         file.write(json.dumps({"pid": os.getpid()} | content) + "\n")
@@ -60,7 +69,7 @@ def main() -> int:
     path = Path(os.environ["nnUNet_results"], dataset, f"{trainer}__{plans}__{configuration}", f"fold_{fold}")
     path.mkdir(parents=True, exist_ok=True)
     mode = folder / f"{trainer}_{fold}.mode"
-    behave(folder, path, mode.read_text() if mode.exists() else "")
+    behave(folder, mode.read_text() if mode.exists() else "")
     if "--val" not in argv:
         train(path, "--c" in argv, float((folder / "seconds").read_text()) if (folder / "seconds").exists() else 0)
     (path / "validation").mkdir(exist_ok=True)
@@ -69,30 +78,16 @@ def main() -> int:
     return 0
 
 
-def behave(folder: Path, path: Path, mode: str) -> None:
+def behave(folder: Path, mode: str) -> None:
     if mode == "fail":
         sys.exit("RuntimeError: the stub broke")
-    if mode.startswith("meet"):  # two trainings at once, or none ends well
+    if mode == "meet":  # waits for a second training
         (folder / f"met_{os.getpid()}").touch()
-        end = time.monotonic() + 60
-        while len(list(folder.glob("met_*"))) < 2:
-            if time.monotonic() > end:
-                sys.exit("nobody else came")
-            time.sleep(0.05)
-    if mode == "hang":
+        wait_for(lambda: len(list(folder.glob("met_*"))) > 1)
+    if mode == "hang":  # with a worker, and deaf to signals
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        worker = subprocess.Popen([sys.executable, "-c", WORKER])
-        note(folder, worker=worker.pid)
-        time.sleep(600)
-    if mode == "writing":  # a checkpoint that takes a second
-        content = (write_checkpoint(path / "whole", 1), (path / "whole").read_bytes())[1]
-        (path / "whole").unlink()
-        with (path / "checkpoint_best.pth").open("wb", buffering=0) as file:
-            file.write(content[:-1])
-            note(folder, writing=True)
-            time.sleep(1)
-            file.write(content[-1:])
+        note(folder, worker=subprocess.Popen([sys.executable, "-c", WORKER]).pid)
         time.sleep(600)
     if mode == "slow":
         note(folder, slow=True)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from nnunet_l2g.autoload import VARIABLE, with_trainers
-from nnunet_l2g.compare.slurm_runs import add_arguments, slurm_options
+from nnunet_l2g.compare.slurm_executor import add_arguments, slurm_options
 from nnunet_l2g.errors import UserError
 
 MOST_RUNS = 100
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ[VARIABLE] = with_trainers(os.environ.get(VARIABLE, ""))  # an editable install may not be registered
     slurm_options(args)
     from nnunet_l2g.compare.output import open_output
-    from nnunet_l2g.processes import Interrupted
+    from nnunet_l2g.nnunet import Interrupted
 
     try:
         return compare_folders(args, open_output) if args.predictions else compare_models(args, open_output)
@@ -159,10 +159,10 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
     from nnunet_l2g.compare.comparison import cost_table
     from nnunet_l2g.compare.fairness import model_warnings
     from nnunet_l2g.compare.measure import measure
-    from nnunet_l2g.compare.models import check_folds, choose_models, dataset_name
-    from nnunet_l2g.compare.predicting import raw_images
+    from nnunet_l2g.compare.models import choose_models, dataset_name
+    from nnunet_l2g.compare.predicting import Predictor, raw_images, shift_table
     from nnunet_l2g.compare.results import read_models
-    from nnunet_l2g.compare.shift import shift_table
+    from nnunet_l2g.compare.training import check_folds
     from nnunet_l2g.compare.without_method import OPTION, choose_methods, dice_without
     from nnunet_l2g.nnunet import choose_device
 
@@ -181,39 +181,37 @@ def compare_models(args: argparse.Namespace, open_output) -> int:
     raw = raw_images([model for runs in changed for model in runs], inputs, dataset, OPTION) if changed else {}
     output = open_output(args.output)
     cost, shift, without = cost_table(inputs), None, None
-    scoring = options_of(args), processes_of(args)
+    predictor = Predictor(inputs, dataset, device, output, options_of(args), processes_of(args))
     if args.measure:
         cost = cost.join(pd.DataFrame(measure(first, [method.runs[0] for method in inputs.methods], dataset, device)))
     if args.shift:
-        shift = shift_table(first, inputs, images, dataset, device, output, *scoring)
+        shift = shift_table(predictor, first, images)
     if args.without_method:
-        without = dice_without(changed, inputs, raw, dataset, device, output, *scoring)
+        without = dice_without(predictor, changed, raw)
     return finish(args, inputs, output, cost, shift, without)
 
 
 def train(args: argparse.Namespace, methods: list[list], folds: list[str], dataset: str, open_output) -> None:
     """--train: what is missing, here or on a cluster; run 1 of all methods, then run 2."""
-    from nnunet_l2g.compare.local_runs import places, train_locally
-    from nnunet_l2g.compare.slurm_runs import check_slurm, train_on_slurm
+    from nnunet_l2g.compare.local_executor import places, train_locally
+    from nnunet_l2g.compare.slurm_executor import check_slurm, train_on_slurm
     from nnunet_l2g.compare.training import check_trainable, missing_trainings
     from nnunet_l2g.nnunet import choose_device
 
-    options = slurm_options(args)
     models = [model for run in itertools.zip_longest(*methods) for model in run if model is not None]
-    missing = list(dict.fromkeys(t.model for t in missing_trainings(models, folds, dataset, "cpu", args.output)))
+    missing = missing_trainings(models, folds, dataset)
     if not missing:
         return
-    if options is None:
+    job = slurm_options(args)
+    if job is None:
         device = choose_device(args.device)
         here = places(device, args.jobs)
-        check_trainable(missing, folds, dataset)
-        train_locally(missing_trainings(missing, folds, dataset, device, open_output(args.output)), here)
+        check_trainable(missing)
+        train_locally(missing, device, here, open_output(args.output))
     else:
         check_slurm()
-        check_trainable(missing, folds, dataset)
-        output = open_output(args.output)
-        device = "cuda" if options.gpus else "cpu"
-        train_on_slurm(missing_trainings(missing, folds, dataset, device, output, options.gpus), options, output)
+        check_trainable(missing)
+        train_on_slurm(missing, job, open_output(args.output))
 
 
 def compare_folders(args: argparse.Namespace, open_output) -> int:

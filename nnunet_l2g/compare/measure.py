@@ -1,9 +1,8 @@
-"""A short measured run of each model: arithmetic, memory, inference time. Needs no weights, so none are loaded."""
+"""--measure: arithmetic, inference time and memory of each model's network. They need no weights, so none are loaded."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from nnunet_l2g.compare.models import Model, nnunet_folder
 from nnunet_l2g.compare.results import Run, read_plans
@@ -23,9 +22,7 @@ def measure(models: list[Model], runs: list[Run], dataset: str, device: str) -> 
     memory_gib : the allocator's peak in one training step (batch of the plan, mixed precision, deep supervision, gradients;
         neither compiled nor with the trainer's auxiliary losses)
 
-    Raises
-    ------
-    UserError : a model cannot be built or run here; names it
+    UserError if a model cannot be built or run here; names it.
     """
     results = []
     for model, run in zip(models, runs, strict=True):
@@ -34,7 +31,7 @@ def measure(models: list[Model], runs: list[Run], dataset: str, device: str) -> 
             results.append(_measure_one(model, run, dataset, device))
         except UserError:
             raise
-        except Exception as error:  # a foreign network, a full GPU: anything can happen here
+        except Exception as error:  # somebody else's network, or a full GPU: each raises its own
             cause = f"{type(error).__name__}: {error}"
             raise UserError(f"--measure: {model.name} cannot be measured on {device} ({cause}); leave --measure out") from error
     return results
@@ -42,8 +39,11 @@ def measure(models: list[Model], runs: list[Run], dataset: str, device: str) -> 
 
 def _measure_one(model: Model, run: Run, dataset: str, device: str) -> dict[str, float]:
     import torch
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    with quiet():
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     trainer = find_trainer(model.trainer)
     if trainer is None:
@@ -54,19 +54,26 @@ def _measure_one(model: Model, run: Run, dataset: str, device: str) -> dict[str,
     channels = determine_num_input_channels(plans, configuration, labels)
     heads = plans.get_label_manager(labels).num_segmentation_heads
 
-    def build(deep_supervision: bool) -> torch.nn.Module:
-        return trainer.build_network_architecture(plans, configuration, channels, heads, deep_supervision).to(device)
-
     patch = torch.zeros(1, channels, *configuration.patch_size, device=device)  # (1, C, *spatial)
-    network = build(deep_supervision=False).eval()
+    network = trainer.build_network_architecture(plans, configuration, channels, heads, False).to(device).eval()
     results = {"gflops": count_flops(network, patch) / 1e9}
-    image = _first_case(run, configuration.data_identifier, dataset)
+
+    on_gpu = device == "cuda"
+    predictor = nnUNetPredictor(
+        perform_everything_on_device=on_gpu, device=torch.device(device), verbose=False, allow_tqdm=False
+    )
+    predictor.manual_initialization(network, plans, configuration, None, labels, model.trainer, run.mirroring)
+    image = _first_case(run, configuration.data_identifier, dataset)  # (C, z, y, x)
     if image.shape[0] != channels:  # a cascade's second stage takes the first's segmentation too
         image = torch.cat([image, torch.zeros(channels - image.shape[0], *image.shape[1:])])
-    results["seconds_per_case"] = _time_inference(network, image, plans, configuration, labels, model, run, device)
-    if device == "cuda":
-        del network
-        results["memory_gib"] = _training_memory(build(deep_supervision=True), patch, configuration.batch_size)
+    for _ in range(1 + on_gpu):  # on a GPU, cuDNN chooses its kernels in the first prediction
+        begin = time.perf_counter()
+        predictor.predict_sliding_window_return_logits(image).cpu()  # waits for the GPU
+        results["seconds_per_case"] = time.perf_counter() - begin
+    if on_gpu:
+        del network, predictor
+        network = trainer.build_network_architecture(plans, configuration, channels, heads, True).to(device)
+        results["memory_gib"] = _training_memory(network, patch, configuration.batch_size)
     return results
 
 
@@ -84,39 +91,15 @@ def _first_case(run: Run, identifier: str, dataset: str):
     """The first validation case as nnU-Net preprocessed it, (C, z, y, x)."""
     import torch
 
-    check_plain_name(identifier, "--measure: data_identifier in the plans")
-    folder: Path = nnunet_folder("preprocessed") / dataset / identifier
-    case = min(run.predictions)
-    if not folder.is_dir():
-        raise UserError(f"--measure: {folder} is missing; run nnUNetv2_preprocess, or compare without --measure")
-    return torch.from_numpy(read_voxels(folder, case)).float()
-
-
-def _time_inference(network, image, plans, configuration, labels, model, run, device) -> float:
-    import torch
-
-    with quiet():
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-        predictor = nnUNetPredictor(
-            perform_everything_on_device=device == "cuda", device=torch.device(device), verbose=False, allow_tqdm=False
-        )
-    predictor.manual_initialization(network, plans, configuration, None, labels, model.trainer, run.mirroring)
-    if device == "cuda":
-        predictor.predict_sliding_window_return_logits(image)  # cuDNN chooses its kernels
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    predictor.predict_sliding_window_return_logits(image)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    folder = nnunet_folder("preprocessed") / dataset / check_plain_name(identifier, "--measure: data_identifier in the plans")
+    return torch.from_numpy(read_voxels(folder, min(run.predictions))).float()
 
 
 def _training_memory(network, patch, batch_size: int) -> float:
     import torch
 
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.99, nesterov=True)
-    batch = patch.expand(batch_size, *patch.shape[1:]).contiguous()
+    batch = patch.expand(batch_size, *patch.shape[1:]).contiguous()  # (B, C, *spatial)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # the optimiser's state is there from the second step on

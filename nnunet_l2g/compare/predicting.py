@@ -1,24 +1,34 @@
-"""Predicts the validation cases again, from their raw images, with nnU-Net's own command.
+"""Predicts the validation cases again with nnU-Net's own command: perturbed ones (--shift), or without a method.
 
-Predictions are kept in the report's folder and made again when an image or a checkpoint has changed.
+Predictions are kept in the report's folder. They are made again when an image or a checkpoint has changed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from nnunet_l2g.compare.models import Model, nnunet_folder
 from nnunet_l2g.compare.results import Inputs, read_plans
-from nnunet_l2g.compare.training import LOGS, run_nnunet
+from nnunet_l2g.compare.training import LOGS
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
+from nnunet_l2g.evaluation.shifts import STRENGTHS, perturb_file
 from nnunet_l2g.files import DAMAGE, read_json, write_json
-from nnunet_l2g.progress import prediction_progress
+from nnunet_l2g.nnunet import child_environment, run_nnunet
 from nnunet_l2g.training.adapted_plans import TARGET_KEY
+
+WriteImage = Callable[[Path, Path], None]  # from a raw image to a new one
 
 
 def raw_images(models: list[Model], inputs: Inputs, dataset: str, option: str) -> dict[str, list[Path]]:
-    """The raw image files of each validation case, one for each channel; `option` is named in errors.
+    """The raw image files of each validation case, one for each channel. `option` is named in errors.
 
     UserError if one is missing, for a cascade, and for adapted plans.
     """
@@ -33,8 +43,8 @@ def raw_images(models: list[Model], inputs: Inputs, dataset: str, option: str) -
             )
         if plans["configurations"][model.configuration].get("previous_stage"):
             raise UserError(
-                f"{option}: {model.configuration} is the second stage of a cascade, whose first stage would have to be "
-                f"predicted again too; use {option} on the other configurations"
+                f"{option}: {model.configuration} is the second stage of a cascade, whose first stage is not predicted again; "
+                f"use {option} on the other configurations"
             )
     raw = nnunet_folder("raw") / dataset
     try:
@@ -49,76 +59,135 @@ def raw_images(models: list[Model], inputs: Inputs, dataset: str, option: str) -
     return images
 
 
-def predict_again(
-    model: Model, fold: str, dataset: str, device: str, images: Path, target: Path, output: Path, label: str, prelude: str = ""
-) -> None:
-    """Predicts a folder of images, which `finish` has completed, into `target`; nothing if it is done already.
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts and scores the validation cases of trained models again.
 
-    Parameters
-    ----------
     output : the report's folder
-    label : of the log; `prelude` is Python code that nnU-Net's process runs first
+    options, processes : of the scoring
     """
-    state = {"images": read_json(_state_file(images)), "checkpoint": stamp(model.fold(fold) / "checkpoint_final.pth")}
-    if is_current(target, state):
-        return
-    renew(target)
-    arguments = ["-i", images, "-o", target, "-d", dataset, "-c", model.configuration, "-p", model.plans, "-tr", model.trainer]
-    arguments += ["-f", fold, "-device", device, "-npp", "1", "-nps", "1"]
-    run_nnunet(
-        "nnUNetv2_predict",
-        [str(argument) for argument in arguments],
-        f"predicting with {model.name}, fold {fold}",
-        output,
-        output / LOGS / f"{label}_{model.folder.name}_fold_{fold}.log",
-        prediction_progress,
-        prelude,
-    )
-    finish(target, state)
+
+    inputs: Inputs
+    dataset: str
+    device: str
+    output: Path
+    options: Options
+    processes: int
+
+    def scores(
+        self,
+        methods: list[list[Model]],
+        images: dict[str, list[Path]],
+        name: str,
+        variants: dict[str, WriteImage],
+        prelude: str = "",
+    ) -> dict[tuple[str, int, str], dict[str, dict]]:
+        """Scores by (method, run, name of case and variant), over all folds.
+
+        Parameters
+        ----------
+        methods : of each method its models, one a run
+        images : of each case, one for each channel (`raw_images`)
+        name : of the folder in the report's folder, for images and predictions
+        variants : what is added to a case's name, and how the images of that variant are written
+        prelude : Python code that nnU-Net's process runs first
+
+        Raises
+        ------
+        UserError : nnU-Net fails, or an image cannot be read
+        Interrupted : a stop signal came
+        """
+        fold_of, ending, folder = self.inputs.runs[0].folds, self.inputs.labels.file_ending, self.output / name
+        pairs = []
+        for fold in self.inputs.folds:
+            cases = {case: images[case] for case in self.inputs.cases if fold_of[case] == fold}
+            source = folder / "images" / f"fold_{fold}"
+            files = {case: [*paths, *spacing_files(case, paths)] for case, paths in cases.items()}
+            state = {"variants": list(variants), "images": {case: list(map(stamp, paths)) for case, paths in files.items()}}
+            if renewed(source, state):
+                write_images(cases, source, ending, variants)
+                write_json(state_file(source), state)
+            for models in methods:
+                for model in models:
+                    target = folder / "predictions" / model.folder.name / f"fold_{fold}"
+                    of_model = state | {"checkpoint": stamp(model.fold(fold) / "checkpoint_final.pth")}
+                    if renewed(target, of_model):
+                        self._predict(model, fold, source, target, name, prelude)
+                        write_json(state_file(target), of_model)
+                    for case in cases:
+                        for variant in variants:
+                            prediction = target / f"{case}{variant}{ending}"
+                            reference = self.inputs.references[case]
+                            pairs.append(Pair(models[0].name, case + variant, reference, prediction, model.run))
+        return score_pairs(pairs, self.inputs.labels, self.options, self.processes)[0]
+
+    def _predict(self, model: Model, fold: str, source: Path, target: Path, name: str, prelude: str) -> None:
+        arguments = ["-i", str(source), "-o", str(target), "-d", self.dataset, "-c", model.configuration, "-p", model.plans]
+        arguments += ["-tr", model.trainer, "-f", fold, "-device", self.device, "-npp", "1", "-nps", "1"]
+        run_nnunet(
+            "nnUNetv2_predict",
+            arguments,
+            f"predicting with {model.name}, fold {fold}",
+            folder=self.output,
+            environment=child_environment(),
+            log=self.output / LOGS / f"{name}_{model.folder.name}_fold_{fold}.log",
+            prelude=prelude,
+        )
 
 
-def write_links(images: dict[str, list[Path]], folder: Path, ending: str) -> None:
-    """The images as nnU-Net's prediction wants them: CASE_0000 and so on, links to the raw files."""
-    state = {case: [stamp(path) for path in (*paths, *sidecar(case, paths))] for case, paths in images.items()}
-    if is_current(folder, state):
-        return
-    renew(folder)
-    for case, paths in images.items():
-        for channel, path in enumerate(paths):
-            (folder / f"{case}_{channel:04d}{ending}").symlink_to(path.resolve())
-        for spacing in sidecar(case, paths):
-            (folder / spacing.name).symlink_to(spacing.resolve())
-    finish(folder, state)
+def shift_table(predictor: Predictor, models: list[Model], images: dict[str, list[Path]]) -> pd.DataFrame:
+    """Columns method, kind, strength, dice: mean over structures of the mean over the validation cases of all folds.
+
+    Raises what `Predictor.scores` raises.
+    """
+    shifts = {f"__{kind}{strength:g}": (kind, strength) for kind in STRENGTHS for strength in STRENGTHS[kind]}
+    variants = {
+        name: functools.partial(perturb_file, kind=kind, strength=strength) for name, (kind, strength) in shifts.items()
+    }
+    scores = predictor.scores([[model] for model in models], images, "shift", variants)
+    rows = []
+    for model in models:
+        for name, shift in shifts.items():
+            of_cases = [scores[model.name, model.run, case + name] for case in predictor.inputs.cases]
+            dice = pd.DataFrame([{structure: found["dice"] for structure, found in case.items()} for case in of_cases])
+            rows.append((model.name, *shift, dice.mean().mean()))
+    return pd.DataFrame(rows, columns=["method", "kind", "strength", "dice"])
 
 
-def sidecar(case: str, images: list[Path]) -> list[Path]:
-    """CASE.json beside the images, where nnU-Net's TIFF reader looks for the spacing; empty if there is none."""
+def write_images(cases: dict[str, list[Path]], folder: Path, ending: str, variants: dict[str, WriteImage]) -> None:
+    """The images of all variants, with the names that nnU-Net's prediction expects: CASE_0000 and so on."""
+    print(f"writing the images of {len(cases)} cases into {folder} ...", flush=True)
+    for case, paths in cases.items():
+        for variant, write in variants.items():
+            for file in spacing_files(case, paths):
+                (folder / f"{case}{variant}.json").symlink_to(file.resolve())
+            for channel, path in enumerate(paths):
+                write(path, folder / f"{case}{variant}_{channel:04d}{ending}")
+
+
+def spacing_files(case: str, images: list[Path]) -> list[Path]:
+    """CASE.json beside the images, where nnU-Net's TIFF reader looks for the spacing. Empty if there is none."""
     file = images[0].with_name(f"{case}.json")
     return [file] if file.is_file() else []
 
 
 def stamp(path: Path) -> list:
+    """What changes when a file is written again."""
     status = path.stat()
     return [str(path), status.st_size, status.st_mtime_ns]
 
 
-def _state_file(folder: Path) -> Path:
-    """Beside the folder: nnU-Net reads every file in it."""
-    return folder.with_name(f"{folder.name}.json")
-
-
-def is_current(folder: Path, state: dict) -> bool:
-    try:
-        return folder.is_dir() and read_json(_state_file(folder)) == state
-    except (OSError, ValueError):
-        return False
-
-
-def renew(folder: Path) -> None:
-    _state_file(folder).unlink(missing_ok=True)
+def renewed(folder: Path, state: dict) -> bool:
+    """Whether the folder was emptied, because what it holds was not made for this state."""
+    with contextlib.suppress(OSError, ValueError):
+        if folder.is_dir() and read_json(state_file(folder)) == state:
+            return False
+    state_file(folder).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    return True
 
 
-def finish(folder: Path, state: dict) -> None:
-    write_json(_state_file(folder), state)
+def state_file(folder: Path) -> Path:
+    """Says for which images and checkpoint a folder was filled. It lies beside it: nnU-Net reads every file in the folder."""
+    return folder.with_name(f"{folder.name}.json")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_l2g.compare.checkpoint import read_checkpoint
 from nnunet_l2g.compare.curves import Curves, read_logs
-from nnunet_l2g.compare.models import Model, nnunet_folder
+from nnunet_l2g.compare.models import Model, nnunet_folder, read_checkpoint
 from nnunet_l2g.compare.summaries import read_summary
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cases import Pair

@@ -1,42 +1,32 @@
-"""One fold to be trained and validated through nnU-Net's own command line, and what has to be there for it."""
+"""The trainings of a comparison. A training is one fold of one run; nnU-Net's own command trains and validates it."""
 
 from __future__ import annotations
 
 import json
 import os
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_l2g.autoload import VARIABLE, with_trainers
-from nnunet_l2g.compare.models import FINISHED, NOT_VALIDATED, UNFINISHED, Model, nnunet_folder
+from nnunet_l2g.compare.models import Model, nnunet_folder
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.files import DAMAGE, check_plain_name, read_object, write_text
-from nnunet_l2g.nnunet import nnunet_command, shown_command
-from nnunet_l2g.processes import Child, run_child
-from nnunet_l2g.progress import TrainingProgress
+from nnunet_l2g.files import read_object, write_text
+from nnunet_l2g.nnunet import Child, child_environment, shown_command
+from nnunet_l2g.nnunet_files import check_plans
 
-LOGS = "logs"
+LOGS = "logs"  # nnU-Net's output, in the report's folder
 SCRIPT = "nnUNetv2_train"
-ADVICE = "What is finished is kept: mend the cause and run the same command again."
+FINISHED, NOT_VALIDATED, UNFINISHED, MISSING = "finished", "not validated", "unfinished", "missing"
+CONTINUE = {NOT_VALIDATED: ["--val"], UNFINISHED: ["--c"]}  # options of nnUNetv2_train
 
 
 @dataclass(frozen=True)
 class Training:
-    """One fold of one model.
-
-    device : of nnUNetv2_train: cpu or cuda
-    output : the report's folder; the log is written below it
-    gpus : more than one is nnU-Net's own -num_gpus
-    """
+    """One fold of one model; `dataset` is the folder's name."""
 
     model: Model
     fold: str
     dataset: str
-    device: str
-    output: Path
-    gpus: int = 1
 
     @property
     def name(self) -> str:
@@ -47,150 +37,125 @@ class Training:
         return self.model.fold(self.fold)
 
     @property
-    def log(self) -> Path:
-        return self.output / LOGS / f"{self.model.folder.name}_fold_{self.fold}.log"
+    def state(self) -> str:
+        """How far it is at this moment. UNFINISHED if there is a checkpoint to continue from, of a pretraining stage too."""
+        if (self.folder / "checkpoint_final.pth").is_file():
+            return FINISHED if (self.folder / "validation" / "summary.json").is_file() else NOT_VALIDATED
+        names = ("checkpoint_latest.pth", "checkpoint_best.pth", "stage_*.pth")
+        return UNFINISHED if any(path for name in names for path in self.folder.glob(name)) else MISSING
 
     def arguments(self) -> list[str]:
-        """Of nnUNetv2_train, as the fold is at this moment: anew, with --c, or only --val."""
-        state = self.model.state(self.fold)
-        extra = {NOT_VALIDATED: ["--val"], UNFINISHED: ["--c"]}.get(state, [])
-        if not extra and any(self.folder.glob("stage_*.pth")):  # broken off in a stage before the segmenter
-            extra = ["--c"]
-        count = ["-num_gpus", str(self.gpus)] if self.gpus > 1 else []
-        return [*self.model.train_arguments(self.dataset, self.fold), "-device", self.device, *count, *extra]
+        """Of nnUNetv2_train, which begins the training, continues it (--c) or only validates (--val)."""
+        model = self.model
+        named = [self.dataset, model.configuration, self.fold, "-tr", model.trainer, "-p", model.plans]
+        return [*named, *CONTINUE.get(self.state, [])]
 
-    def start(
-        self, environment: dict[str, str], prefix: str = "      ", ignored: tuple[int, ...] = (), prelude: str = ""
-    ) -> Child:
-        """Starts nnUNetv2_train where the fold stands.
+    def log(self, output: Path) -> Path:
+        """nnU-Net's output, below the report's folder."""
+        return output / LOGS / f"{self.model.folder.name}_fold_{self.fold}.log"
 
-        `environment` is added to this process's own, `prelude` is Python code to run first; the others are those of Child.
+    def start(self, output: Path, options: list[str], environment: dict[str, str] | None = None, **more) -> Child:
+        """Starts nnUNetv2_train with `options` where the training stands.
+
+        `environment` is added to this process's own. `more` are parameters of `Child`.
         """
         set_broken_aside(self.folder)
-        arguments = self.arguments()
-        python, option, code, *rest = nnunet_command(SCRIPT, arguments)
         return Child(
-            [python, option, prelude + code, *rest],
-            what=f"training {self.name}",
-            shown=shown_command(SCRIPT, arguments),
-            folder=self.output,
-            environment=child_environment() | environment,
-            log=self.log,
-            progress=TrainingProgress(),
-            prefix=prefix,
-            ignored=ignored,
+            SCRIPT,
+            [*self.arguments(), *options],
+            f"training {self.name}",
+            folder=output,
+            environment=child_environment() | (environment or {}),
+            log=self.log(output),
+            **more,
         )
 
     def failure(self, child: Child) -> str | None:
-        """What to tell about a child that has ended: it failed, or it left the fold unfinished. None if all is well."""
-        if (failure := child.failure()) is not None:
+        """What to tell about a child that has ended: it failed, or the training is not finished. None if all is well."""
+        if (failure := child.failure()) is not None or self.state == FINISHED:
             return failure
-        if (state := self.model.state(self.fold)) == FINISHED:
-            return None
-        return f"{child.shown} ended without an error, but {self.folder} is {state}; see {self.log}"
+        return f"{child.shown} ended without an error, but {self.folder} is {self.state}; see {child.log}"
 
 
-def child_environment() -> dict[str, str]:
-    """The user's own, our trainers, and output that arrives line by line."""
-    return os.environ | {
-        VARIABLE: with_trainers(os.environ.get(VARIABLE, "")),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONIOENCODING": "utf-8",
-        "MPLBACKEND": "Agg",
-    }
+def missing_trainings(models: list[Model], folds: list[str], dataset: str) -> list[Training]:
+    """Those that are not finished, in the order of the models."""
+    trainings = [Training(model, fold, dataset) for model in models for fold in folds]
+    return [training for training in trainings if training.state != FINISHED]
 
 
-def run_nnunet(
-    script: str,
-    arguments: list[str],
-    what: str,
-    folder: Path,
-    log: Path,
-    progress: Callable[[str], str | None],
-    prelude: str = "",
-) -> None:
-    """Runs one of nnU-Net's commands, after the Python code `prelude`, in the user's own environment.
-
-    UserError with the log's last lines if it fails.
-    """
-    python, option, code, *rest = nnunet_command(script, arguments)
-    run_child(
-        [python, option, prelude + code, *rest],
-        what=what,
-        shown=shown_command(script, arguments),
-        folder=folder,
-        environment=child_environment(),
-        log=log,
-        progress=progress,
-        advice=ADVICE,
-    )
-
-
-def missing_trainings(
-    models: list[Model], folds: list[str], dataset: str, device: str, output: Path, gpus: int = 1
-) -> list[Training]:
-    """Those not finished, in the order of the models."""
-    pairs = [(model, fold) for model in models for fold in folds if model.state(fold) != FINISHED]
-    return [Training(model, fold, dataset, device, output, gpus) for model, fold in pairs]
+def check_folds(models: list[Model], folds: list[str], dataset: str) -> None:
+    """UserError unless every fold of every model is finished. It names each that is not, and the command to run."""
+    missing = missing_trainings(models, folds, dataset)
+    if not missing:
+        return
+    results = models[0].folder.parent
+    there = ", ".join(sorted(path.name for path in results.glob("*__*__*"))) or "no trainings"
+    lines = [f"  {training.folder}: {training.state}; {shown_command(SCRIPT, training.arguments())}" for training in missing]
+    head = f"{len(lines)} of the trainings to compare are not finished; run them, or let --train do it:"
+    raise UserError("\n".join([head, *lines, f"  {results} holds {there}"]))
 
 
 def set_broken_aside(folder: Path) -> None:
-    """Renames checkpoints that a kill left half-written, so that --c takes the one before. Ours are never half-written."""
+    """Renames checkpoints that nnU-Net had half written when it was killed, so that --c takes the one before."""
     for path in sorted(folder.glob("checkpoint_*.pth")):
-        if not zipfile.is_zipfile(path):  # torch.save writes a zip's directory last
+        if not zipfile.is_zipfile(path):  # torch.save writes the directory of the zip file last
             aside = path.with_suffix(".broken")
             os.replace(path, aside)
             print(f"{path}: only partly written when its training was killed; now {aside.name}", flush=True)
 
 
-def check_trainable(models: list[Model], folds: list[str], dataset: str) -> None:
+def check_trainable(trainings: list[Training]) -> None:
     """UserError, before any hour is spent, unless nnU-Net finds every trainer and the preprocessed data of every plan.
 
-    Writes splits_final.json as nnU-Net's first training would: trainings that begin together would write it at once.
+    Writes splits_final.json as nnU-Net's first training would, because trainings that begin together would all write it.
     """
-    from nnunet_l2g.lookup import explain, find_trainer
-
-    preprocessed = nnunet_folder("preprocessed") / dataset
-    for plans in dict.fromkeys(model.plans for model in models):
-        if not (preprocessed / f"{plans}.json").is_file():
-            raise UserError(f"{preprocessed / plans}.json: no such plans; run nnUNetv2_plan_and_preprocess for {dataset} first")
-    for trainer in dict.fromkeys(model.trainer for model in models):
-        try:
-            found = find_trainer(trainer)
-        except Exception as error:  # a module of any kind may have failed
-            if str(error).startswith(f"trainer {trainer}: "):  # a name of ours, but wrong
-                raise UserError(f"-tr: {error}") from error
-            raise UserError(f"-tr {trainer}: nnU-Net's look-up fails: " + "; ".join(explain(error))) from error
-        if found is None:
-            raise UserError(
-                f"-tr {trainer}: nnU-Net finds no trainer of this name; check the spelling, or run `nnunet_l2g doctor`"
-            )
-    cases = {pair: case_names(preprocessed, *pair) for pair in dict.fromkeys((m.plans, m.configuration) for m in models)}
+    for trainer in dict.fromkeys(training.model.trainer for training in trainings):
+        _check_trainer(trainer)
+    preprocessed = nnunet_folder("preprocessed") / trainings[0].dataset
+    data = dict.fromkeys((training.model.plans, training.model.configuration) for training in trainings)
+    cases, *_ = [case_names(preprocessed, plans, configuration) for plans, configuration in data]
     splits = preprocessed / "splits_final.json"
-    if cases and folds != ["all"] and not splits.is_file():
+    if trainings[0].fold != "all" and not splits.is_file():
         from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-        names = next(iter(cases.values()))
-        if len(names) < 5:
-            raise UserError(f"{dataset}: {len(names)} cases, and nnU-Net splits 5 or more; write {splits}, or train -f all")
-        write_text(splits, json.dumps(generate_crossval_split(names, seed=12345, n_splits=5), indent=4))
+        if len(cases) < 5:
+            raise UserError(
+                f"{preprocessed.name}: {len(cases)} cases, and nnU-Net splits 5 or more; write {splits}, or train -f all"
+            )
+        write_text(splits, json.dumps(generate_crossval_split(cases, seed=12345, n_splits=5), indent=4))
+
+
+def _check_trainer(trainer: str) -> None:
+    from nnunet_l2g.lookup import explain, find_trainer
+
+    try:
+        found = find_trainer(trainer)
+    except Exception as error:  # the look-up imports modules of any kind
+        if str(error).startswith(f"trainer {trainer}: "):  # a name with lengths or a run that is not well formed
+            raise UserError(f"-tr: {error}") from error
+        raise UserError(f"-tr {trainer}: nnU-Net's look-up fails: " + "; ".join(explain(error))) from error
+    if found is None:
+        raise UserError(f"-tr {trainer}: nnU-Net finds no trainer of this name; check the spelling, or run `nnunet_l2g doctor`")
 
 
 def case_names(preprocessed: Path, plans: str, configuration: str) -> list[str]:
-    """Of the preprocessed data, sorted. UserError if the plans lack the configuration, or it was not preprocessed."""
+    """The preprocessed cases of a dataset, sorted.
+
+    UserError if there are no such plans, if they lack the configuration, or if it was not preprocessed.
+    """
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     path = preprocessed / f"{plans}.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such plans; run nnUNetv2_plan_and_preprocess for {preprocessed.name} first")
     try:
         content = read_object(path)
-        manager, available = PlansManager(content), list(content["configurations"])
-        identifier = manager.get_configuration(configuration).data_identifier if configuration in available else None
-    except (*DAMAGE, RuntimeError) as error:
-        raise UserError(f"{path}: not nnU-Net's plans ({type(error).__name__}: {error}); plan the dataset again") from error
-    if configuration not in available:
-        raise UserError(f"-c {configuration}: {plans} has {', '.join(map(str, available))}")
-    folder = preprocessed / check_plain_name(identifier, f"{path}: data_identifier of {configuration}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); plan the dataset again") from error
+    manager = check_plans(content, path)
+    if configuration not in manager.available_configurations:
+        raise UserError(f"-c {configuration}: {plans} has {', '.join(manager.available_configurations)}")
+    folder = preprocessed / manager.get_configuration(configuration).data_identifier
     if not folder.is_dir() or not any(folder.iterdir()):
         raise UserError(
             f"{folder}: no preprocessed data; run nnUNetv2_preprocess -d {preprocessed.name} -plans_name {plans} -c "

@@ -1,1 +1,1 @@
-"""What `nnunet_l2g demo` is made of: the folder it may write, the steps, the runner of child processes, the picture."""
+"""`nnunet_l2g demo`: the steps, and the report with its picture."""

@@ -1,10 +1,14 @@
-"""Ways in which images of another scanner differ: noise, blur, bias field, contrast, resolution; each in three strengths."""
+"""Ways in which images of another scanner differ: noise, blur, bias field, contrast, resolution. Each has three strengths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from pathlib import Path
 
 import numpy as np
+
+from nnunet_l2g.errors import UserError
+from nnunet_l2g.images import check_whole
 
 STRENGTHS = {
     "noise": (0.05, 0.1, 0.2),  # standard deviation, of the intensity range
@@ -22,10 +26,38 @@ TITLES = {
 }
 
 
-def perturb(image: np.ndarray, spacing: tuple[float, ...], kind: str, strength: float, seed: int) -> np.ndarray:
-    """The image as if taken otherwise: x (*spatial) to float64 of the same shape.
+def perturb_file(source: Path, target: Path, kind: str, strength: float) -> None:
+    """Writes a perturbed copy on the same grid, in the source's pixel type (rounded and clipped for integers).
 
-    With lo, hi the 0.5th and 99.5th percentile, range = hi - lo:
+    Files of other names are perturbed with other random numbers. UserError if the source cannot be read.
+    """
+    import SimpleITK
+
+    try:
+        image = SimpleITK.ReadImage(str(source))
+    except RuntimeError as error:
+        cause = str(error).strip().splitlines()[-1]
+        raise UserError(f"--shift: {source} cannot be read ({cause}); replace the file") from error
+    check_whole(source)
+    array = SimpleITK.GetArrayFromImage(image)
+    channels = image.GetNumberOfComponentsPerPixel()
+    spacing = tuple(reversed(image.GetSpacing()))
+    seed = zlib.crc32(f"{source.name} {kind}".encode())
+    planes = [array] if channels == 1 else np.moveaxis(array, -1, 0)  # (*spatial) each
+    changed = [perturb(plane, spacing, kind, strength, seed + index) for index, plane in enumerate(planes)]
+    result = changed[0] if channels == 1 else np.stack(changed, axis=-1)
+    if np.issubdtype(array.dtype, np.integer):
+        limits = np.iinfo(array.dtype)
+        result = np.clip(np.rint(result), limits.min, limits.max)
+    written = SimpleITK.GetImageFromArray(result.astype(array.dtype), isVector=channels > 1)
+    written.CopyInformation(image)
+    SimpleITK.WriteImage(written, str(target), True)
+
+
+def perturb(image: np.ndarray, spacing: tuple[float, ...], kind: str, strength: float, seed: int) -> np.ndarray:
+    """A perturbed image: x (*spatial) to float64 of the same shape. Nothing moves, so the labels stay valid.
+
+    With lo and hi the 0.5th and 99.5th percentile, and range = hi - lo:
 
     noise : x + strength range N(0, 1)
     blur : Gaussian filter of SD strength min(spacing)
@@ -33,70 +65,44 @@ def perturb(image: np.ndarray, spacing: tuple[float, ...], kind: str, strength: 
     contrast : lo + range ((x - lo) / range)^strength inside [lo, hi], unchanged outside
     resolution : axes no coarser than twice the finest are sampled down by `strength` with a matching blur, and up again
         linearly
-
-    The labels stay valid: nothing moves.
-
-    Raises
-    ------
-    ValueError : unknown kind, or a spacing of another length than the image's dimensions
     """
-    functions: dict[str, Callable] = {
-        "noise": _noise,
-        "blur": _blur,
-        "bias": _bias,
-        "contrast": _contrast,
-        "resolution": _resolution,
-    }
-    if kind not in functions:
-        raise ValueError(f"kind {kind!r}: expected one of {', '.join(functions)}")
-    if len(spacing) != image.ndim:
-        raise ValueError(f"spacing {spacing}: expected {image.ndim} numbers")
-    return functions[kind](image.astype(np.float64), np.asarray(spacing, float), strength, np.random.default_rng(seed))
+    from scipy import ndimage
+
+    x, spacing = image.astype(np.float64), np.asarray(spacing, float)
+    low, high = np.percentile(x, [0.5, 99.5])
+    width = max(high - low, 1e-12)
+    generator = np.random.default_rng(seed)
+    if kind == "noise":
+        return x + strength * width * generator.standard_normal(x.shape)
+    if kind == "blur":
+        return ndimage.gaussian_filter(x, strength * spacing.min() / spacing, mode="nearest")
+    if kind == "bias":
+        return low + (x - low) * np.exp(strength * _smooth_field(x.shape, generator))
+    if kind == "contrast":
+        scaled = (x - low) / width
+        return np.where((scaled > 0) & (scaled < 1), low + width * np.clip(scaled, 0, 1) ** strength, x)
+    if kind == "resolution":
+        return _resample_and_back(x, np.where((spacing <= 2 * spacing.min()) & (np.array(x.shape) > 1), strength, 1.0))
+    raise ValueError(f"kind {kind!r}: expected one of {', '.join(STRENGTHS)}")
 
 
-def _range(image: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(image, [0.5, 99.5])
-    return float(low), max(float(high - low), 1e-12)
-
-
-def _noise(image, spacing, strength, generator):
-    return image + strength * _range(image)[1] * generator.standard_normal(image.shape)
-
-
-def _blur(image, spacing, strength, generator):
-    from scipy.ndimage import gaussian_filter
-
-    return gaussian_filter(image, strength * spacing.min() / spacing, mode="nearest")
-
-
-def _bias(image, spacing, strength, generator):
-    axes = [
-        np.linspace(-1, 1, size).reshape([-1 if i == axis else 1 for i in range(image.ndim)])
-        for axis, size in enumerate(image.shape)
-    ]
-    field = np.zeros(image.shape)
+def _smooth_field(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    """A random polynomial of degree 2 in the coordinates, with mean 0 and the largest absolute value 1."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij", sparse=True)
+    field = np.zeros(shape)
     for i, first in enumerate(axes):
         field = field + generator.normal() * first
         for second in axes[i:]:
             field = field + generator.normal() * first * second
     field -= field.mean()
-    low, _ = _range(image)
-    return low + (image - low) * np.exp(strength * field / max(np.abs(field).max(), 1e-12))
+    return field / max(np.abs(field).max(), 1e-12)
 
 
-def _contrast(image, spacing, strength, generator):
-    low, width = _range(image)
-    scaled = (image - low) / width
-    return np.where((scaled > 0) & (scaled < 1), low + width * np.clip(scaled, 0, 1) ** strength, image)
+def _resample_and_back(x: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Makes each axis coarser by its factor, then samples the old grid linearly. Voxel centres do not move."""
+    from scipy import ndimage
 
-
-def _resolution(image, spacing, strength, generator):
-    from scipy.ndimage import gaussian_filter, map_coordinates, zoom
-
-    factors = np.where((spacing <= 2 * spacing.min()) & (np.array(image.shape) > 1), strength, 1.0)
-    coarse = np.maximum(np.round(np.array(image.shape) / factors), 1).astype(int)
-    blurred = gaussian_filter(image, np.where(factors > 1, factors / 2.355, 0), mode="nearest")  # FWHM: one coarse voxel
-    small = zoom(blurred, coarse / image.shape, order=1, mode="nearest", grid_mode=True)
-    scale = np.array(small.shape) / image.shape
-    grid = np.meshgrid(*((np.arange(n) + 0.5) * s - 0.5 for n, s in zip(image.shape, scale, strict=True)), indexing="ij")
-    return map_coordinates(small, grid, order=1, mode="nearest")
+    coarse = np.maximum(np.round(np.array(x.shape) / factors), 1).astype(int)
+    blurred = ndimage.gaussian_filter(x, np.where(factors > 1, factors / 2.355, 0), mode="nearest")  # FWHM: a coarse voxel
+    small = ndimage.zoom(blurred, coarse / x.shape, order=1, mode="nearest", grid_mode=True)
+    return ndimage.zoom(small, np.array(x.shape) / coarse, order=1, mode="nearest", grid_mode=True)

@@ -491,10 +491,10 @@ def test_output_folder(folders, tmp_path, capsys):
         ("-d 991 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainer", "nnUNetTrainer nnUNetPlans 3d_fullres is named twice"),
         (
             "-d 991 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerL2Gnet",
-            r"there are nnUNetTrainerL2GNet__nnUNetPlans__3d_fullres",
+            "holds nnUNetTrainerL2GNet__nnUNetPlans__3d_fullres",
         ),
-        ("-d 991 -c 3d_fullres 2d 2d -tr a b", "2 names, but another of -tr, -p, -c has 3"),
-        ("-d 990 -c 2d -tr a b", "-d 990: nnU-Net's folders hold none of that number, but Dataset991_Compared"),
+        ("-d 991 -c 3d_fullres 2d 2d -tr a b", "-tr a b: 3 methods are compared; give one value for all"),
+        ("-d 990 -c 2d -tr a b", "-d 990: no such dataset; nnU-Net's folders hold Dataset991_Compared"),
         ("-d Dataset001_X -c 2d -tr a b", "no such dataset"),
         ("-d 991 -tr a b", "nothing to compare: name trainings"),
         ("-d 991 -c 2d -tr a b -f 0 x", "-f x: expected fold numbers, or all"),
@@ -567,7 +567,7 @@ def test_train_fills_in_what_is_missing(planned, tmp_path, monkeypatch, capsys):
     assert status == 1 and "run them, or let --train do it" in printed.err and not output.exists()
 
     status, printed = run("--train")
-    assert status == 0 and printed.out.count("nnUNetv2_train") == 2 and printed.out.count("epoch 1: train_loss") == 2
+    assert status == 0 and printed.out.count("nnUNetv2_train") == 2 and printed.out.count("Epoch 1, train_loss") == 2
     report = json.loads((output / "report.json").read_text())
     assert len(report["cases"]) == 2 * 2 * 3  # two validation cases, three structures
     assert all("Validate again" not in warning for warning in report["warnings"])  # our Dice is nnU-Net's
@@ -589,7 +589,7 @@ def test_train_fills_in_what_is_missing(planned, tmp_path, monkeypatch, capsys):
     assert len(report["shift"]) == 2 * 2 and all(0 <= row["dice"] <= 1 for row in report["shift"])
     assert (output / "plots" / "shift.png").stat().st_size > 10_000 and "Perturbed images" in (output / "report.md").read_text()
     again = run("--train", "--shift")[1].out
-    assert "nnUNetv2_train" not in again and "perturbing" not in again and "Predicting" not in again
+    assert "nnUNetv2_train" not in again and "writing the images" not in again and "Predicting" not in again
     assert json.loads((output / "report.json").read_text())["shift"] == report["shift"]
 
     trainers[1] = "nnUNetTrainerL2GNetOneReferencex"
@@ -615,14 +615,14 @@ def test_shift_asks_for_raw_images_and_no_cascade(folders, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "float32"])
 def test_a_perturbed_file_keeps_grid_and_pixel_type(tmp_path, kind):
-    from nnunet_l2g.compare.shift import perturb_file
+    from nnunet_l2g.evaluation.shifts import perturb_file
 
     array = np.random.default_rng(0).integers(0, 250, (4, 9, 8)).astype(kind)
     image = sitk.GetImageFromArray(array)
     image.SetSpacing((1.5, 1.5, 6.0))
     image.SetOrigin((1.0, 2.0, 3.0))
     sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
-    perturb_file(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "noise", 0.2, 0)
+    perturb_file(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "noise", 0.2)
     changed = sitk.ReadImage(str(tmp_path / "b.nii.gz"))
     assert (changed.GetSpacing(), changed.GetOrigin()) == (image.GetSpacing(), image.GetOrigin())
     assert changed.GetPixelID() == image.GetPixelID()
@@ -633,11 +633,11 @@ def test_a_perturbed_file_keeps_grid_and_pixel_type(tmp_path, kind):
 def test_a_perturbed_colour_png(tmp_path):
     from skimage import io
 
-    from nnunet_l2g.compare.shift import perturb_file
+    from nnunet_l2g.evaluation.shifts import perturb_file
 
     array = np.random.default_rng(0).integers(0, 255, (9, 8, 3)).astype(np.uint8)
     io.imsave(tmp_path / "a.png", array, check_contrast=False)
-    perturb_file(tmp_path / "a.png", tmp_path / "b.png", "blur", 1.0, 0)
+    perturb_file(tmp_path / "a.png", tmp_path / "b.png", "blur", 1.0)
     changed = io.imread(tmp_path / "b.png")
     assert changed.shape == array.shape and changed.dtype == np.uint8 and changed.std() < array.std()
 

@@ -1,5 +1,6 @@
 """Files of kinds that users of nnU-Net have reported: what its readers take is scored, in the unit that the files give."""
 
+import functools
 import gzip
 import json
 import re
@@ -209,15 +210,17 @@ def test_a_dataset_json_of_version_1_is_called_old(tmp_path):
 
 
 def test_perturbed_tiffs_keep_their_spacing(tmp_path):
-    from nnunet_l2g.compare.shift import _write_images
+    from nnunet_l2g.compare.predicting import write_images
+    from nnunet_l2g.evaluation.shifts import perturb_file
 
     image = tmp_path / "c_0000.tif"
     tifffile.imwrite(image, np.arange(60, dtype=np.uint16).reshape(3, 4, 5))
     (tmp_path / "c.json").write_text(json.dumps({"spacing": SPACING}))
-    _write_images({"c": [image]}, tmp_path / "out", ".tif")
-    names = {path.name.removesuffix("_0000.tif") for path in (tmp_path / "out").glob("*.tif")}
-    assert len(names) == 15
-    assert all(json.loads((tmp_path / "out" / f"{name}.json").read_text())["spacing"] == [*SPACING] for name in names)
+    (tmp_path / "out").mkdir()
+    variant = functools.partial(perturb_file, kind="noise", strength=0.1)
+    write_images({"c": [image]}, tmp_path / "out", ".tif", {"__noise0.1": variant})
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c__noise0.1.json", "c__noise0.1_0000.tif"]
+    assert json.loads((tmp_path / "out" / "c__noise0.1.json").read_text())["spacing"] == [*SPACING]
 
 
 def test_a_file_that_no_reader_opens_is_blamed_and_not_its_format(tmp_path):

@@ -17,7 +17,7 @@ from nnunet_l2g.architectures import PlanNetwork
 from nnunet_l2g.autoload import VARIABLE, with_trainers
 from nnunet_l2g.compare import predicting
 from nnunet_l2g.compare.models import Model
-from nnunet_l2g.compare.predicting import raw_images
+from nnunet_l2g.compare.predicting import Predictor, raw_images
 from nnunet_l2g.compare.results import read_models
 from nnunet_l2g.compare.tables import case_table
 from nnunet_l2g.compare.without_method import OPTION, choose_methods, dice_without, has_method, lost_table
@@ -83,14 +83,10 @@ def folders(tmp_path, monkeypatch):
     for model, content in zip(models, weights, strict=True):
         torch.save(content, model.fold("0") / "checkpoint_final.pth")
         predict(model.folder, 0, raw / "imagesTr", model.fold("0") / "validation")
-        write_summary(model.fold("0") / "validation")
+        metrics = {str(label): {"Dice": 0.5} for label in (1, 2)}
+        rows = [{"prediction_file": f"/x/{case}.nii.gz", "metrics": metrics} for case in CASES]
+        (model.fold("0") / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": rows}))
     return models
-
-
-def write_summary(validation):
-    metrics = {str(label): {"Dice": 0.5} for label in (1, 2)}
-    rows = [{"prediction_file": f"/x/{case}.nii.gz", "metrics": metrics} for case in CASES]
-    (validation / "summary.json").write_text(json.dumps({"metric_per_case": rows}))
 
 
 def dice(file, case, folders, label):
@@ -101,7 +97,7 @@ def dice(file, case, folders, label):
 def test_the_dice_lost_is_that_of_nnunet_with_these_weights(folders, tmp_path, monkeypatch):
     calls = []
 
-    def run_nnunet(script, arguments, what, folder, log, progress, prelude=""):
+    def run_nnunet(script, arguments, what, prelude, **more):
         calls.append(arguments)
         given = dict(zip(arguments[::2], arguments[1::2], strict=True))
         model = tmp_path / "results" / DATASET / f"{given['-tr']}__{given['-p']}__{given['-c']}"
@@ -116,10 +112,9 @@ def test_the_dice_lost_is_that_of_nnunet_with_these_weights(folders, tmp_path, m
     chosen = choose_methods(methods, ["0"])
     assert chosen == [folders[:2]] and not has_method(folders[2], "0")
     images = raw_images(folders[:2], inputs, DATASET, OPTION)
-    arguments = (chosen, inputs, images, DATASET, "cpu", tmp_path / "report")
-    options = Options()
-    scores, _ = score_pairs(inputs.pairs(), inputs.labels, options)
-    table = lost_table(case_table(inputs, scores), dice_without(*arguments, options, 1))
+    predictor = Predictor(inputs, DATASET, "cpu", tmp_path / "report", Options(), 1)
+    scores, _ = score_pairs(inputs.pairs(), inputs.labels, Options())
+    table = lost_table(case_table(inputs, scores), dice_without(predictor, chosen, images))
     assert len(calls) == 2 and not PlanNetwork.method_off
     assert set(table["method"]) == {"nnUNetTrainerL2GNet"} and list(table["run"]) == [1, 1, 1, 2, 2, 2]
     predicted = tmp_path / "report" / "without_method" / "predictions" / folders[0].folder.name / "fold_0"
@@ -138,8 +133,12 @@ def test_the_dice_lost_is_that_of_nnunet_with_these_weights(folders, tmp_path, m
         half = {3: 4.302653, 2: 12.706205}[len(difference)] * difference.std(ddof=1) / len(difference) ** 0.5
         assert (row["low"], row["high"]) == pytest.approx((row["lost"] - half, row["lost"] + half), rel=1e-4)
     assert table["lost"].abs().max() > 0.001
-    dice_without(*arguments, options, 1)
+
+    dice_without(predictor, chosen, images)
     assert len(calls) == 2  # kept
+    images["a"][0].touch()
+    dice_without(predictor, chosen, images)
+    assert len(calls) == 4  # predicted again, because an image has changed
 
     with pytest.raises(UserError, match="--without-method: nnUNetTrainer have nothing that could be left out"):
         choose_methods([folders[2:]], ["0"])

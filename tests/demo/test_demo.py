@@ -8,35 +8,35 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from nnunet_l2g import cli, nnunet
-from nnunet_l2g.demo import folder as demo_folder
-from nnunet_l2g.demo import steps
-from nnunet_l2g.progress import TrainingProgress
+from nnunet_l2g.autoload import VARIABLE, trainers_folder
+from nnunet_l2g.demo import command, report
+from nnunet_l2g.errors import UserError
 
 STUB = Path(__file__).with_name("demo_stub.py")
 DRIVER = """
 import sys
-from nnunet_l2g import cli
-from nnunet_l2g import processes as runner
-    from nnunet_l2g.demo import steps
-stub, control, grace, *argv = sys.argv[1:]
-runner.GRACE = (float(grace), float(grace))
-steps.nnunet_command = lambda script, args: [sys.executable, stub, control, script, *args]
+from nnunet_l2g import cli, nnunet
+stub, control, *argv = sys.argv[1:]
+nnunet.nnunet_command = lambda script, args, prelude: [sys.executable, stub, control, script, *args]
 sys.exit(cli.main(argv))
 """
 
 
 @pytest.fixture
 def control(tmp_path, monkeypatch):
-    """The stub's folder; nnU-Net's commands are replaced by the stub."""
+    """The stub's folder. The stub replaces nnU-Net's commands."""
     path = tmp_path / "control"
     path.mkdir()
-    monkeypatch.setattr(steps, "nnunet_command", lambda script, args: [sys.executable, str(STUB), str(path), script, *args])
-    monkeypatch.setattr(steps, "NUM_TRAINING", 5)
-    monkeypatch.setattr(steps, "NUM_TEST", 2)
-    monkeypatch.setattr(steps, "SIZE", (32, 32, 6))
+    monkeypatch.setattr(
+        nnunet, "nnunet_command", lambda script, args, prelude: [sys.executable, str(STUB), str(path), script, *args]
+    )
+    for name, value in {"NUM_TRAINING": 5, "NUM_TEST": 2, "SIZE": (32, 32, 6)}.items():
+        monkeypatch.setattr(command, name, value)
     return path
 
 
@@ -50,107 +50,81 @@ def demo(target, *args):
 
 
 def calls(control):
+    """nnU-Net's command lines since the last call, without `nnUNetv2_`."""
     path = control / "calls.txt"
     lines = path.read_text().splitlines() if path.exists() else []
     path.write_text("")
-    return [line.split()[0].removeprefix("nnUNetv2_") for line in lines], lines
+    return [line.removeprefix("nnUNetv2_").split() for line in lines]
 
 
-def alive(pid):
-    """Zombies are dead: a container's first process may not collect them."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+def names(control):
+    return [words[0] for words in calls(control)]
 
 
 def test_all_steps_then_nothing_left_to_do(control, target, capsys):
     assert demo(target) == 0
-    assert calls(control)[0] == ["plan_and_preprocess", "train", "predict", "evaluate_folder"]
+    assert names(control) == ["plan_and_preprocess", "train", "predict"]
     output = capsys.readouterr().out
-    for number in range(1, 7):
-        assert f"[{number}/6]" in output
-    assert "epoch 0: train_loss -0.5, val_loss -0.4, Pseudo dice 0.75 nan 0.5 (2 s)" in output
+    assert all(f"[{number}/5]" in output for number in range(1, 6))
+    assert any("train_loss -0.5" in line and "0.75" in line for line in output.splitlines())
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        assert f"{name}='{target / name}'" in output
+        assert f"export {name}='{target / name}'" in output
+    assert f"nnUNetv2_train 980 2d 0 -tr {command.DEFAULT_TRAINER}" in output
     assert (target / "demo.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((target / "demo_summary.json").read_text())
-    assert summary["mean_foreground_dice"] == pytest.approx((1.0 + 0.5 + 0.9) / 3)
-    assert summary["dice"]["right_ventricle"]["cases"] == {"phantom_ts000": None, "phantom_ts001": 0.9}
-    assert all(command in output for command in summary["commands"])
+    assert summary["mean_foreground_dice"] == 1.0
+    assert summary["dice"]["right_ventricle"] == {"phantom_ts000": 1.0, "phantom_ts001": 1.0}
 
     assert demo(target) == 0
-    assert calls(control)[0] == []
-    assert capsys.readouterr().out.count("done before") == 6
+    assert names(control) == []
+    output = capsys.readouterr().out
+    assert output.count("done before") == 4 and "mean foreground Dice 1.000" in output
 
 
-def test_a_lost_result_is_made_again_with_all_that_depends_on_it(control, target):
+def test_a_missing_result_is_made_again_with_all_after_it(control, target):
     demo(target)
     calls(control)
-    (target / "predictions" / "dataset.json").unlink()
+    (target / "nnUNet_results/Dataset980_CardiacPhantom").rename(target / "elsewhere")
     assert demo(target) == 0
-    assert calls(control)[0] == ["predict", "evaluate_folder"]
+    assert names(control) == ["train", "predict"]
 
 
 def test_other_settings_need_overwrite_or_another_folder(control, target, capsys):
     assert demo(target) == 0
-    before = (target / "state.json").read_text()
-    mine = target / "my notes.txt"
-    mine.write_text("keep me")
+    (target / "my notes.txt").write_text("keep me")
     calls(control)
     for other in (["--seed", "1"], ["-tr", "nnUNetTrainer"]):
         assert demo(target, *other) == 1
         message = capsys.readouterr().err
-        assert "other settings" in message
-        assert "--overwrite" in message
-        assert "-o" in message
-    assert (target / "state.json").read_text() == before
-    assert calls(control)[0] == []
+        assert "other settings" in message and other[1] in message and "--overwrite" in message and "-o" in message
+    assert names(control) == []
     assert demo(target, "--seed", "1", "--overwrite") == 0
-    assert len(calls(control)[0]) == 4
-    assert mine.read_text() == "keep me"
+    assert len(names(control)) == 3
+    assert (target / "my notes.txt").read_text() == "keep me"
 
 
-@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_a_foreign_folder_is_left_alone(control, target, overwrite, capsys):
-    target.mkdir()
-    (target / "nnUNet_raw").mkdir()
-    assert demo(target, *overwrite) == 1
+def test_a_damaged_marker_is_named(control, target, capsys):
+    demo(target)
+    (target / ".nnunet_l2g_demo").write_text("[]")
+    assert demo(target) == 1
+    message = capsys.readouterr().err
+    assert ".nnunet_l2g_demo cannot be read" in message and "--overwrite" in message
+    assert demo(target, "--overwrite") == 0
+
+
+def test_a_foreign_folder_is_left_alone(control, target, capsys):
+    (target / "nnUNet_raw").mkdir(parents=True)
+    assert demo(target, "--overwrite") == 1
     assert "not empty" in capsys.readouterr().err
     assert [path.name for path in target.iterdir()] == ["nnUNet_raw"]
 
 
-def test_an_empty_folder_will_do(control, target):
-    target.mkdir()
-    assert demo(target) == 0
-
-
-@pytest.mark.parametrize("where", ["file", "below a file", "/proc/nnunet_l2g_demo"])
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_else(control, tmp_path, where, capsys, monkeypatch):
-    monkeypatch.setattr("nnunet_l2g.demo.command.choose_device", lambda _: pytest.fail("computed before refusing"))
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_else(control, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "choose_device", lambda _: pytest.fail("computed before refusing"))
     (tmp_path / "file").write_text("")
-    path = {"file": tmp_path / "file", "below a file": tmp_path / "file" / "demo"}.get(where, Path(where))
-    assert demo(path) == 1
+    assert demo(tmp_path / "file" / "demo") == 1
     message = capsys.readouterr().err
-    assert str(path) in message
-    assert "-o" in message
-
-
-def test_too_little_space_is_refused(control, target, capsys, monkeypatch):
-    monkeypatch.setattr(demo_folder, "NEEDED_BYTES", 2**60)
-    assert demo(target) == 1
-    assert "free" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", ["", '{"settings": {}', "[]", '{"settings": {}, "finished": 3, "started": []}'])
-def test_an_unreadable_state_is_named(control, target, content, capsys):
-    demo(target)
-    (target / "state.json").write_text(content)
-    assert demo(target) == 1
-    message = capsys.readouterr().err
-    assert "state.json cannot be read" in message
-    assert "--overwrite" in message
-    assert demo(target, "--overwrite") == 0
+    assert str(tmp_path / "file" / "demo") in message and "-o" in message
 
 
 def test_a_failing_step_names_command_log_and_cause_and_is_repeated(control, target, capsys):
@@ -158,44 +132,47 @@ def test_a_failing_step_names_command_log_and_cause_and_is_repeated(control, tar
     assert demo(target) == 1
     message = capsys.readouterr().err
     assert "step predict failed (exit status 3)" in message
-    assert f"command: nnUNetv2_predict -d {steps.DATASET_ID}" in message
+    assert f"command: nnUNetv2_predict -d {command.DATASET_ID}" in message
     assert str(target / "logs" / "predict.log") in message
     assert "RuntimeError: the stub broke" in message
     assert "Traceback" not in message
     calls(control)
     (control / "nnUNetv2_predict.mode").unlink()
     assert demo(target) == 0
-    assert calls(control)[0] == ["predict", "evaluate_folder"]
+    assert names(control) == ["predict"]
 
 
 def test_a_training_that_broke_off_is_continued(control, target):
     (control / "nnUNetv2_train.mode").write_text("fail")
     assert demo(target) == 1
-    assert "--c" not in calls(control)[1][-1].split()
+    assert "--c" not in calls(control)[-1]
     (control / "nnUNetv2_train.mode").unlink()
     assert demo(target) == 0
-    names, lines = calls(control)
-    assert names == ["train", "predict", "evaluate_folder"]
-    assert lines[0].split()[-1] == "--c"
+    train, predict = calls(control)
+    assert train[0] == "train" and train[-1] == "--c" and predict[0] == "predict"
 
 
 def test_a_command_that_leaves_no_result_is_not_taken_for_done(control, target, capsys):
     (control / "nnUNetv2_train.mode").write_text("vanish")
     assert demo(target) == 1
-    assert "checkpoint_final.pth is missing" in capsys.readouterr().err
+    assert "summary.json is missing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("mode", "grace", "number"), [("hang", 20, signal.SIGINT), ("stubborn", 0.3, signal.SIGINT), ("hang", 20, signal.SIGTERM)]
-)
+def alive(pid):
+    """Zombies are dead. The first process of a container may not collect them."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_an_interrupted_demo_leaves_no_process_and_can_go_on(control, target, mode, grace, number):
-    (control / "nnUNetv2_train.mode").write_text(mode)
-    argv = [sys.executable, "-c", DRIVER, STUB, control, grace, "demo", "-o", target, "--device", "cpu"]
-    # a group of its own, as a shell gives a job: the signal reaches the demo alone, which has to pass it on
-    process = subprocess.Popen(
-        list(map(str, argv)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+def test_an_interrupted_demo_leaves_no_process_and_can_go_on(control, target, number):
+    (control / "nnUNetv2_train.mode").write_text("hang")
+    argv = [sys.executable, "-c", DRIVER, STUB, control, "demo", "-o", target, "--device", "cpu"]
+    # in a group of its own, as a shell starts it: the signal reaches the demo alone, which has to pass it on
+    process = subprocess.Popen(list(map(str, argv)), stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 90
     while not (control / "pids").exists():
         assert process.poll() is None, process.communicate()[1]
@@ -206,22 +183,15 @@ def test_an_interrupted_demo_leaves_no_process_and_can_go_on(control, target, mo
     os.kill(process.pid, number)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "done: phantom, plan\n" in message
-    assert "not done: train, predict, evaluate, report" in message
-    assert "run the same command again" in message
-    assert "Traceback" not in message
-    for _ in range(40):
-        if not any(alive(pid) for pid in pids):
-            break
+    assert "run the same command again" in message and "Traceback" not in message
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not any(alive(pid) for pid in pids)
-    state = json.loads((target / "state.json").read_text())
-    assert list(state["finished"]) == ["phantom", "plan"]
-
     (control / "nnUNetv2_train.mode").unlink()
     calls(control)
     assert demo(target) == 0
-    assert calls(control)[1][0].split()[-1] == "--c"
+    train, predict = calls(control)
+    assert train[0] == "train" and train[-1] == "--c" and predict[0] == "predict"
 
 
 def test_an_interruption_within_the_demo_itself(control, target, capsys, monkeypatch):
@@ -230,7 +200,7 @@ def test_an_interruption_within_the_demo_itself(control, target, capsys, monkeyp
 
     monkeypatch.setattr("nnunet_l2g.phantom.write_dataset", interrupted)
     assert demo(target) == 130
-    assert "done: nothing" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
 
 
 def test_bad_seed_and_missing_command(target, capsys, monkeypatch):
@@ -242,36 +212,35 @@ def test_bad_seed_and_missing_command(target, capsys, monkeypatch):
     assert "nnUNetv2_plan_and_preprocess is not installed" in capsys.readouterr().err
 
 
-def test_children_see_nnunets_variables_and_our_trainers(tmp_path, monkeypatch):
-    monkeypatch.setenv("NNUNET_L2G_AUTOLOAD", "0")
-    monkeypatch.setenv("nnUNet_extTrainer", "mine")
-    environment = nnunet.child_environment(tmp_path)
-    first, *rest = environment["nnUNet_extTrainer"].split(os.pathsep)
-    assert first == "mine"
-    assert any((Path(path) / "nnunet_l2g_trainers.py").is_file() for path in rest)
-    assert environment["nnUNet_raw"] == str(tmp_path / "nnUNet_raw")
-    assert 1 <= int(environment["nnUNet_n_proc_DA"]) <= 4
+def test_a_trainer_of_somebody_else_is_named(control, target, tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text(f"class {command.DEFAULT_TRAINER}: pass")
+    monkeypatch.setenv(VARIABLE, os.pathsep.join([str(tmp_path), trainers_folder()]))
+    assert demo(target) == 0
+    assert f"{command.DEFAULT_TRAINER} from {tmp_path / 'mine.py'}, not from nnunet_l2g" in capsys.readouterr().out
 
 
-def test_training_progress_ignores_what_it_does_not_know():
-    progress = TrainingProgress()
-    assert progress("Using splits from existing split file") is None
-    assert progress("Epoch time: 3.0 s") is None
-    assert progress("2026-01-01 00:00:00.1: predicting phantom_tr001 ") == "predicting phantom_tr001"
-    assert progress("2026-01-01 00:00:00.1: Mean Validation Dice:  0.9 ") == "Mean Validation Dice:  0.9"
+def test_dice_and_slice():
+    empty, full = np.zeros((2, 2), bool), np.ones((2, 2), bool)
+    half = np.array([[True, True], [False, False]])
+    assert report.dice(full, full) == 1 and report.dice(full, half) == pytest.approx(2 / 3) and report.dice(half, empty) == 0
+    assert np.isnan(report.dice(empty, empty))
+    reference = np.zeros((5, 3, 3), int)
+    reference[1:4, 0, 0], reference[2:4, 1, 1] = 1, 2
+    assert report.middle_slice(reference, 2) == 3
 
 
-def test_help_is_quick_to_import():
-    code = (
-        "import sys; from nnunet_l2g.cli import main\ntry: main(['demo', '--help'])\nexcept SystemExit: pass\n"
-        "assert not {'torch', 'SimpleITK', 'matplotlib', 'numpy', 'nnunetv2'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+def test_an_image_that_was_not_written_to_its_end_is_named(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(8, 8, 4)), np.eye(4)).to_filename(path)
+    assert report.read_voxels(path).shape == (4, 8, 8)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"a\.nii\.gz cannot be read .* --overwrite"):
+        report.read_voxels(path)
 
 
 @pytest.mark.long
 def test_the_real_demo_learns(tmp_path):
     subprocess.run([sys.executable, "-m", "nnunet_l2g.cli", "demo", "-o", tmp_path / "demo", "--device", "cpu"], check=True)
     summary = json.loads((tmp_path / "demo" / "demo_summary.json").read_text())
-    assert summary["mean_foreground_dice"] > 0.8
+    assert summary["mean_foreground_dice"] > 0.9
     assert (tmp_path / "demo" / "demo.png").stat().st_size < 300_000

@@ -2,10 +2,10 @@
 
 import configparser
 import inspect
-from pathlib import Path
 
 import pytest
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -15,6 +15,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities import find_objects
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from throwaway import ROOT
 
 from nnunet_l2g.compatibility import NNUNET_RANGE
 from nnunet_l2g.trainers import nnUNetTrainerL2GNet
@@ -81,6 +82,11 @@ HABITS = [
     (UNetDecoder.forward, "x = torch.cat((x, skips[-(s+2)]), 1)", "architectures/grcsf/network.py: _decode"),
     (DC_and_CE_loss.forward, "self.ce(net_output, target[:, 0])", "nnunet_l2g/training/focal.py"),
     (DC_and_BCE_loss.forward, "self.ce(net_output, target_regions) * mask", "nnunet_l2g/training/focal.py"),
+    (
+        DatasetFingerprintExtractor.run,
+        "self.num_foreground_voxels_for_intensitystats //",
+        "nnunet_l2g/demo/command.py: FEW_SAMPLES replaces the number, which __init__ sets, by a property",
+    ),
     (LocalLogger.log, "self.my_fantastic_logging", "trainers/base.py: diagnostics in the log"),
     (load_pretrained_weights, "mod.load_state_dict(model_dict)", "architectures/plan_network.py: load_state_dict"),
     (nnUNetPredictor.initialize_from_trained_model_folder, "network.load_state_dict(parameters[0])", "prediction"),
@@ -97,9 +103,9 @@ def test_habits(function, text, ours):
     assert text in inspect.getsource(function), f"nnU-Net's {function.__qualname__} lost {text!r}: this breaks {ours}"
 
 
-def test_the_declared_range_is_the_checked_one():
+def test_the_range_in_setup_cfg_is_the_checked_one():
     setup = configparser.ConfigParser()
-    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    setup.read(ROOT / "setup.cfg")
     assert f"nnunetv2{NNUNET_RANGE}" in setup["options"]["install_requires"].split()
 
 
