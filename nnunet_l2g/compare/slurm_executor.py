@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nnunet_l2g.compare.training import FINISHED, Training
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.nnunet import ADVICE, POLL, Child, Interrupted, LogLines, Progress, last_lines
+from nnunet_l2g.nnunet import ADVICE, POLL, Child, Interrupted, Progress, last_lines
 
 JOBS = "slurm"  # submitit's files, below the report's folder
 ASK = 15.0  # s between two questions to SLURM
@@ -53,10 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def slurm_options(args: argparse.Namespace) -> dict | None:
-    """submitit's parameters of a job. None for --executor local.
-
-    UserError for options that do not fit together, or a number out of its range.
-    """
+    """submitit's parameters of a job. None for --executor local. UserError for options that do not fit together."""
     given = {name: value for name, value in vars(args).items() if name.startswith("slurm_") and value not in (None, [])}
     if args.executor == "local":
         if given:
@@ -152,8 +149,9 @@ def train_on_slurm(trainings: list[Training], parameters: dict, output: Path) ->
     try:
         for training in trainings:
             number = numbers.get(job_name(training))
+            how = "is on the cluster already" if number else "submitted"
             job = FollowedJob(training, number or submit(training, parameters, output), output)
-            job.print("is on the cluster already" if number else "submitted")
+            print(f"      {training.name}: job {job.number} {how}", flush=True)
             followed.append(job)
         while followed:
             jobs = live_jobs(SILENT)
@@ -205,8 +203,7 @@ def live_jobs(attempts: int) -> dict[str, tuple[str, str]]:
     """Name and state of each of the user's jobs that waits or runs, by number. UserError if SLURM does not answer."""
     command = ["squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%T (%r)|%j"]
     for attempt in range(attempts):
-        if attempt:
-            time.sleep(ASK)
+        time.sleep(ASK if attempt else 0)
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         if answer.returncode == 0:
             rows = (line.split("|", 2) for line in answer.stdout.splitlines())
@@ -221,26 +218,19 @@ class FollowedJob:
     def __init__(self, training: Training, number: str, output: Path):
         self.training, self.number = training, number
         self.logs = [output / JOBS / number / f"{number}_0_log.err", training.log(output)]
-        self.lines, self.progress = LogLines(training.log(output)), Progress()
-        self.state, self.gone = "", 0
+        self.progress, self.state, self.gone = Progress(training.log(output)), "", 0
 
     def ended(self, jobs: dict[str, tuple[str, str]]) -> bool:
         """Whether the job has left the cluster for good. Prints what is new."""
         _, state = jobs.get(self.number, ("", "ended"))
-        if state != self.state:
-            self.print(state)
+        new = [f"job {self.number} {state}"] if state != self.state else []
         self.state, self.gone = state, 0 if self.number in jobs else self.gone + 1
-        for line in self.lines.new():
-            if (text := self.progress(line)) is not None:
-                print(f"      {self.training.name}: {text}", flush=True)
+        for text in [*new, *self.progress.new()]:
+            print(f"      {self.training.name}: {text}", flush=True)
         return self.gone >= GONE or (self.gone > 0 and self.training.state == FINISHED)
 
     def failure(self) -> str:
         """Names the job, its logs, and their last lines."""
-        head = (
-            f"training {self.training.name} failed: job {self.number} ended, {self.training.folder} is {self.training.state}."
-        )
+        training = self.training
+        head = f"training {training.name} failed: job {self.number} ended, {training.folder} is {training.state}."
         return "\n".join([head, *(f"  log: {log}\n{last_lines(log)}" for log in self.logs)])
-
-    def print(self, text: str) -> None:
-        print(f"      {self.training.name}: job {self.number} {text}", flush=True)

@@ -255,7 +255,7 @@ def test_children_see_nnunets_variables_and_our_trainers(tmp_path, monkeypatch):
 
 
 def test_training_progress_ignores_what_it_does_not_know():
-    progress = Progress()
+    progress = Progress(Path("log")).shown
     assert progress("Using splits from existing split file") is None
     assert progress("2026-01-01 00:00:00.1: predicting phantom_tr001 ") == "predicting phantom_tr001"
     assert progress("2026-01-01 00:00:00.1: Mean Validation Dice:  0.9 ") == "Mean Validation Dice:  0.9"

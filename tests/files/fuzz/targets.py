@@ -134,9 +134,9 @@ def demo(data: bytes) -> None:
             scores = read_scores(write(folder / "s.json", one), write(folder / "d.json", other))
             format_table(scores, mean_foreground(scores))
     else:
-        progress = Progress()
+        progress = Progress(folder / "log")
         for line in LINES[: choices.below(4)] + choices.rest().decode("utf-8", "replace").splitlines():
-            assert isinstance(progress(line), (str, type(None)))
+            assert isinstance(progress.shown(line), (str, type(None)))
 
 
 LINES = [
