@@ -81,10 +81,7 @@ def available_cores() -> int:
 
 
 def choose_device(requested: str) -> str:
-    """ "cpu" or "cuda" for "auto", "cpu" or "cuda".
-
-    UserError if torch cannot be imported, or if "cuda" was requested and torch sees no CUDA device.
-    """
+    """ "cpu" or "cuda" for "auto", "cpu" or "cuda". UserError if torch is broken, or sees no CUDA device that was requested."""
     if requested == "cpu":
         return "cpu"
     try:

@@ -77,10 +77,7 @@ class Predictor:
         variants : what is added to a case's name, and how the images of that variant are written
         prelude : Python code that nnU-Net's process runs first
 
-        Raises
-        ------
-        UserError : nnU-Net fails, or an image cannot be read
-        Interrupted : a stop signal came
+        UserError if nnU-Net fails or an image cannot be read. Interrupted if a stop signal comes.
         """
         fold_of, ending = self.inputs.runs[0].folds, self.inputs.labels.file_ending
         pairs = []

@@ -89,8 +89,7 @@ def slurm_options(args: argparse.Namespace) -> dict | None:
 class TrainingJob:
     """What a job runs. submitit pickles it, calls it, and asks for a `checkpoint` when SLURM is about to end the job.
 
-    output : the report's folder
-    options : of nnUNetv2_train
+    The parameters are those of `Training.start`.
     """
 
     def __init__(self, training: Training, output: Path, options: list[str]):
@@ -139,10 +138,8 @@ def check_slurm() -> None:
 def train_on_slurm(trainings: list[Training], parameters: dict, output: Path) -> None:
     """Submits a job for each training that has none yet, and waits for all. One that fails does not stop the others.
 
-    Raises
-    ------
-    UserError : a job cannot be submitted; or, at the end, names every training that failed with its logs
-    Interrupted : Ctrl-C; the jobs go on, and the same call finds them again
+    UserError if a job cannot be submitted; at the end it names every training that failed, with its logs. Interrupted on
+    Ctrl-C: the jobs go on, and the same call finds them again.
     """
     numbers = {name: number for number, (name, _) in live_jobs(attempts=1).items()}
     followed, failures = [], []

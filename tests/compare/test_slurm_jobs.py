@@ -146,11 +146,11 @@ def test_a_preempted_job_is_requeued_and_continues(stub, tmp_path, monkeypatch):
 
 
 def test_after_sigterm_nnunet_is_ended_and_the_job_stays_for_slurm_to_requeue(stub, tmp_path):  # noqa: F811
-    mode(stub, 0, "slow")
+    mode(stub, 0, "hang")
     argv = [sys.executable, "-c", JOB, tmp_path, Path(__file__).parent, Path(__file__).parents[1]]
     job = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        wait_for(lambda: any("slow" in record for record in calls(stub)))
+        wait_for(lambda: any("worker" in record for record in calls(stub)))
         nnunet = calls(stub)[0]["pid"]
         for pid in (nnunet, job.pid):
             os.kill(pid, signal.SIGTERM)
