@@ -227,6 +227,8 @@ def run_children(jobs: Sequence, places: Sequence, start: Callable) -> list[Chil
                     if child.process.returncode != 0:
                         print(f"{child.prefix}failed; see {child.log}", flush=True)
         finally:
+            if running:
+                print("\n      stopping nnU-Net ...", file=sys.stderr, flush=True)
             for child in running:
                 child.signal_group(signal.SIGTERM)
             end = time.monotonic() + GRACE
@@ -242,12 +244,12 @@ def stop_signals() -> Iterator[list[int]]:
     """Collects the stop signals that come inside, instead of raising at any line."""
     received: list[int] = []
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    previous = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in previous.items():
-        if handler != signal.SIG_IGN:  # nohup
-            signal.signal(number, lambda number, _: received.append(number))
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}  # nohup
+    for number in handlers:
+        signal.signal(number, lambda number, _: received.append(number))
     try:
         yield received
     finally:
-        for number, handler in previous.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

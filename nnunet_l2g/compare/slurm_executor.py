@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_l2g.compare.training import FINISHED, Training
@@ -86,15 +87,17 @@ def slurm_options(args: argparse.Namespace) -> dict | None:
     }
 
 
+@dataclass
 class TrainingJob:
     """What a job runs. submitit pickles it, calls it, and asks for a `checkpoint` when SLURM is about to end the job.
 
-    The parameters are those of `Training.start`.
+    output, options : as in `Training.start`
     """
 
-    def __init__(self, training: Training, output: Path, options: list[str]):
-        self.training, self.output, self.options = training, output, options
-        self.child: Child | None = None
+    training: Training
+    output: Path
+    options: list[str]
+    child: Child | None = None
 
     def __call__(self) -> None:
         """RuntimeError if nnUNetv2_train fails."""
@@ -125,12 +128,9 @@ class TrainingJob:
 
 def check_slurm() -> None:
     """UserError unless SLURM's commands and submitit are here."""
-    missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
-    if missing:
-        raise UserError(
-            f"--executor slurm: {', '.join(missing)} not found on PATH; run on a machine that submits jobs to the cluster, or "
-            "use --executor local"
-        )
+    if missing := [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]:
+        where = "run on a machine that submits jobs to the cluster, or use --executor local"
+        raise UserError(f"--executor slurm: {', '.join(missing)} not found on PATH; {where}")
     if importlib.util.find_spec("submitit") is None:
         raise UserError(f"--executor slurm: submitit is not installed for {sys.executable}; run `pip install submitit`")
 
@@ -172,7 +172,7 @@ def submit(training: Training, parameters: dict, output: Path) -> str:
     gpus = parameters["gpus_per_node"] or 0
     options = ["-device", "cuda" if gpus else "cpu", *(["-num_gpus", str(gpus)] if gpus > 1 else [])]
     kept = {name: value for name, value in os.environ.items() if name.startswith("SBATCH_") or name in KEPT}
-    executor = open_executor(output / JOBS)
+    executor = submitit.AutoExecutor(output / JOBS / "%j", cluster="slurm", slurm_max_num_timeout=TIMEOUTS)
     executor.update_parameters(name=job_name(training), **parameters)
     try:
         # without the variables of a job that this command itself runs in; the user's settings stay
@@ -181,13 +181,6 @@ def submit(training: Training, parameters: dict, output: Path) -> str:
             return executor.submit(TrainingJob(training, output, options)).job_id
     except submitit.core.utils.FailedJobError as error:
         raise UserError(f"{training.name}: sbatch refuses the job: {error}\nJobs submitted before go on. {ADVICE}") from error
-
-
-def open_executor(folder: Path):
-    """submitit's executor, with a folder for each job."""
-    import submitit
-
-    return submitit.AutoExecutor(folder / "%j", cluster="slurm", slurm_max_num_timeout=TIMEOUTS)
 
 
 def job_name(training: Training) -> str:
