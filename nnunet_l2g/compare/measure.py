@@ -6,10 +6,11 @@ import time
 
 from nnunet_l2g.compare.models import Model, nnunet_folder
 from nnunet_l2g.compare.results import Run, read_plans
+from nnunet_l2g.compare.training import check_trainer
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import read_dataset_json
 from nnunet_l2g.files import check_plain_name
-from nnunet_l2g.lookup import find_trainer, quiet
+from nnunet_l2g.lookup import quiet
 from nnunet_l2g.nnunet_files import check_network_classes, read_voxels
 
 
@@ -45,9 +46,7 @@ def _measure_one(model: Model, run: Run, dataset: str, device: str) -> dict[str,
         from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    trainer = find_trainer(model.trainer)
-    if trainer is None:
-        raise UserError(f"--measure: nnU-Net finds no trainer {model.trainer}; run `nnunet_l2g doctor`")
+    trainer = check_trainer(model.trainer)
     plans, labels = PlansManager(read_plans(model)), read_dataset_json(model.folder / "dataset.json")
     configuration = plans.get_configuration(model.configuration)
     check_network_classes(configuration, model.folder / "plans.json")

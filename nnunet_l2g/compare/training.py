@@ -117,8 +117,8 @@ def check_trainable(trainings: list[Training]) -> None:
         write_text(splits, json.dumps(generate_crossval_split(cases, seed=12345, n_splits=5), indent=4))
 
 
-def check_trainer(trainer: str) -> None:
-    """UserError unless nnU-Net finds the trainer."""
+def check_trainer(trainer: str) -> type:
+    """The class that nnU-Net finds. UserError if it finds none."""
     from nnunet_l2g.lookup import explain, find_trainer
 
     try:
@@ -129,6 +129,7 @@ def check_trainer(trainer: str) -> None:
         raise UserError(f"-tr {trainer}: nnU-Net's look-up fails: " + "; ".join(explain(error))) from error
     if found is None:
         raise UserError(f"-tr {trainer}: nnU-Net finds no trainer of this name; check the spelling, or run `nnunet_l2g doctor`")
+    return found
 
 
 def case_names(preprocessed: Path, plans: str, configuration: str) -> list[str]:

@@ -138,11 +138,6 @@ def test_refused(stub, tmp_path, capsys, trainers, options, message):
     assert not (tmp_path / "new").exists()
 
 
-def test_predictions_have_no_runs_option(tmp_path, capsys):
-    assert main(["compare", "--predictions", "a=x", "b=y", "--reference", "r", "--runs", "2", "-o", str(tmp_path / "o")]) == 1
-    assert "compare either folders of predictions or trainings" in capsys.readouterr().err
-
-
 def test_first_runs_are_trained_first_and_only_what_is_missing(stub, tmp_path, monkeypatch):
     finish(tmp_path / "nnUNet_results" / DATASET, OURS)
     seen = []
