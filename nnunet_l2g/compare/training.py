@@ -12,7 +12,6 @@ from nnunet_l2g.compare.models import Model, nnunet_folder
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.files import read_object, write_text
 from nnunet_l2g.nnunet import Child, child_environment, shown_command
-from nnunet_l2g.nnunet_files import check_plans
 
 LOGS = "logs"  # nnU-Net's output, in the report's folder
 SCRIPT = "nnUNetv2_train"
@@ -135,6 +134,8 @@ def check_trainer(trainer: str) -> type:
 def case_names(preprocessed: Path, plans: str, configuration: str) -> list[str]:
     """The preprocessed cases of a dataset, sorted. UserError if they, the plans or the configuration are missing or damaged."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    from nnunet_l2g.nnunet_files import check_plans
 
     path = preprocessed / f"{plans}.json"
     if not path.is_file():
