@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +44,10 @@ class Training:
         names = ("checkpoint_latest.pth", "checkpoint_best.pth", "stage_*.pth")
         return UNFINISHED if any(path for name in names for path in self.folder.glob(name)) else MISSING
 
-    def arguments(self) -> list[str]:
+    def arguments(self, options: Sequence[str] = ()) -> list[str]:
         """Of nnUNetv2_train, which begins the training, continues it (--c) or only validates (--val)."""
         named = [self.dataset, self.model.configuration, self.fold, "-tr", self.model.trainer, "-p", self.model.plans]
-        return [*named, *CONTINUE.get(self.state, [])]
+        return [*named, *options, *CONTINUE.get(self.state, [])]
 
     def log(self, output: Path) -> Path:
         """nnU-Net's output, below the report's folder."""
@@ -58,8 +59,8 @@ class Training:
         `environment` is added to this process's own. `more` are parameters of `Child`.
         """
         set_broken_aside(self.folder)
-        arguments, environment = [*self.arguments(), *options], child_environment() | (environment or {})
-        return Child(SCRIPT, arguments, f"training {self.name}", output, environment, self.log(output), **more)
+        environment = child_environment() | (environment or {})
+        return Child(SCRIPT, self.arguments(options), f"training {self.name}", output, environment, self.log(output), **more)
 
     def failure(self, child: Child) -> str | None:
         """What to tell about a child that has ended: it failed, or the training is not finished. None if all is well."""
