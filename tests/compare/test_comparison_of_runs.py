@@ -1,6 +1,7 @@
 """Runs in a comparison: what the report says of them, ensembles, and what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,13 +11,14 @@ from scipy import stats
 
 from nnunet_l2g.cli import main
 from nnunet_l2g.compare.command import more_runs
-from nnunet_l2g.compare.ensemble import area_under_risk_coverage
-from nnunet_l2g.compare.fairness import model_warnings
+from nnunet_l2g.compare.ensemble import area_under_risk_coverage, segment
+from nnunet_l2g.compare.fairness import _other_settings, model_warnings
 from nnunet_l2g.compare.models import Model
 from nnunet_l2g.compare.results import Run
 from nnunet_l2g.compare.tables import paired_tables
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.names import SCORES
+from nnunet_l2g.evaluation.labels import Labels
+from nnunet_l2g.evaluation.scores import SCORES
 
 SHAPE = (4, 8, 8)
 
@@ -114,20 +116,31 @@ def test_runs_with_other_cases_and_a_folder_twice(folders, capsys):
     assert "A run 2 and A have the same scores in every case" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("spoilt", ["plans", "epochs"])
-def test_runs_of_other_plans_or_lengths_are_refused(tmp_path, spoilt):
-    models = [
-        Model("A", "T", "P", "2d", tmp_path / "T__P__2d"),
-        Model("A run 2", "T_run2", "P", "2d", tmp_path / "T_run2__P__2d", 2),
-    ]
-    runs = [Run("A", {}, epochs={"0": 20}), Run("A run 2", {}, epochs={"0": 30 if spoilt == "epochs" else 20})]
-    for model, size in zip(models, (8, 16 if spoilt == "plans" else 8), strict=True):
-        model.folder.mkdir()
-        plans = {"plans_name": "P", "configurations": {"2d": {"patch_size": [size, size]}}}
-        (model.folder / "plans.json").write_text(json.dumps(plans))
-    found = {"plans": r"patch_size \[8, 8\] / \[16, 16\]", "epochs": r"epochs \[20\] / \[30\]"}[spoilt]
-    with pytest.raises(UserError, match=f"T_run2__P__2d is no further run of T__P__2d: {found}. Runs differ"):
+def model(folder, name, run=1, size=8, channel="CT"):
+    """A model's folder with plans of this patch size, and a dataset.json with this channel."""
+    (folder / name).mkdir()
+    plans = {"plans_name": "P", "configurations": {"2d": {"patch_size": [size, size]}}}
+    (folder / name / "plans.json").write_text(json.dumps(plans))
+    (folder / name / "dataset.json").write_text(json.dumps({"labels": {"a": 1}, "channel_names": {"0": channel}}))
+    return Model(name, name, "P", "2d", folder / name, run)
+
+
+@pytest.mark.parametrize(
+    ("change", "epochs", "found"),
+    [
+        ({"size": 16}, 20, r"patch_size \[8, 8\] / \[16, 16\]"),
+        ({"channel": "MR"}, 20, r'channel_names {"0": "CT"} / {"0": "MR"}'),
+        ({}, 30, r"epochs \[20\] / \[30\]"),
+    ],
+)
+def test_runs_of_one_method_must_not_differ_and_methods_are_warned_of(tmp_path, change, epochs, found):
+    models = [model(tmp_path, "T"), model(tmp_path, "T_run2", 2, **change)]
+    runs = [Run("T", {}, epochs={"0": 20}), Run("T_run2", {}, epochs={"0": epochs})]
+    with pytest.raises(UserError, match=f"T_run2 is no further run of .*T: {found}. Runs differ"):
         model_warnings(models, ["0"], runs, "D")
+    if change:
+        (warning,) = _other_settings(models)
+        assert re.search(f"T and T_run2 were trained with other settings: {found}", warning)
 
 
 def test_the_command_for_more_runs():
@@ -226,13 +239,10 @@ def test_probabilities_are_averaged_where_all_runs_have_them(folders, capsys):
 def test_regions_are_averaged_as_nnunet_does():
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-    from nnunet_l2g.compare.ensemble import _segment
-    from nnunet_l2g.evaluation.labels import Labels
-
     manager = LabelManager({"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
     labels = Labels((("whole", (1, 2)), ("core", (2,))), (0, 1, 2), None, ".nii.gz", object, (1, 2))
     probabilities = np.random.default_rng(4).random((2, *SHAPE))
-    assert np.array_equal(_segment(probabilities, labels), manager.convert_probabilities_to_segmentation(probabilities))
+    assert np.array_equal(segment(probabilities, labels), manager.convert_probabilities_to_segmentation(probabilities))
 
 
 def test_area_under_the_risk_coverage_curve():

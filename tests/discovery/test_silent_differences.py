@@ -1,6 +1,5 @@
-"""What would be wrong without a word: another class of our name, nnU-Net's variables, trainings on other descriptions."""
+"""Mistakes that no error shows: another class with the name of our trainer, nnU-Net's variables in quotation marks."""
 
-import json
 import os
 from types import SimpleNamespace
 
@@ -8,7 +7,6 @@ import pytest
 
 from nnunet_l2g import doctor, lookup
 from nnunet_l2g.autoload import VARIABLE, trainers_folder
-from nnunet_l2g.compare.fairness import _datasets
 from nnunet_l2g.demo import command as demo
 
 TRAINER = "nnUNetTrainerL2GNet"
@@ -60,16 +58,3 @@ def test_doctor_says_what_is_wrong_with_nnunets_variables(tmp_path, monkeypatch,
     assert raw.startswith("note") and "nnUNet_raw is not set" in raw
     assert preprocessed.startswith("PROBLEM") and f'"{tmp_path}": nnU-Net takes the quotation marks' in preprocessed
     assert results.split() == ["nnUNet_results", str(tmp_path)]
-
-
-def test_trainings_on_other_descriptions_are_warned_of(tmp_path):
-    same = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
-    same |= {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
-    models = []
-    for name, change in (("a", {}), ("b", {"regions_class_order": [2, 1], "channel_names": {"0": "MR"}}), ("c", {})):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "dataset.json").write_text(json.dumps(same | change))
-        models.append(SimpleNamespace(name=name, folder=tmp_path / name))
-    order, channels = _datasets(models)
-    assert order.startswith("a and b were trained with other regions_class_order: [1, 2] / [2, 1]. The label values")
-    assert channels.startswith('a and b were trained with other channel_names: {"0": "CT"} / {"0": "MR"}.')
