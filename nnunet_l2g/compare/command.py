@@ -20,34 +20,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     add = parser.add_argument_group("trainings, as nnU-Net names them; the first is the baseline").add_argument
     add("-d", dest="dataset", metavar="DATASET", help="number or name of the dataset")
-    trainers = "two or more, the baseline first (default: nnUNetTrainer)"
-    add("-tr", dest="trainers", nargs="+", metavar="TRAINER", default=["nnUNetTrainer"], help=trainers)
-    configurations = "one for all methods, or one for each: 3d_fullres, 2d, ..."
-    add("-c", dest="configurations", nargs="+", metavar="CONFIGURATION", help=configurations)
-    plans = "one for all methods, or one for each (default: nnUNetPlans)"
-    add("-p", dest="plans", nargs="+", default=["nnUNetPlans"], metavar="PLANS", help=plans)
+    add("-tr", dest="trainers", nargs="+", metavar="TRAINER", default=["nnUNetTrainer"], help="two or more, baseline first")
+    add("-c", dest="configurations", nargs="+", metavar="CONFIGURATION", help="one for all, or one for each: 3d_fullres, ...")
+    add("-p", dest="plans", nargs="+", default=["nnUNetPlans"], metavar="PLANS", help="one for all, or one for each")
     add("-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="default: 0 1 2 3 4")
-    runs = (
-        "take runs 1 to R of each trainer: TRAINER, TRAINER_run2, ..., TRAINER_run<R>; one number for all methods, or one for "
-        "each (default: 1)"
-    )
+    runs = "runs 1 to R of each trainer: TRAINER, TRAINER_run2, ..., TRAINER_run<R>; one number for all, or one for each"
     add("--runs", type=int, nargs="+", default=[1], metavar="R", help=runs)
     add("--train", action="store_true", help="run nnUNetv2_train for what is missing, and continue what was interrupted")
-    jobs = "with --train on a CPU: J trainings at the same time, of one thread each (default: one, of all cores)"
-    add("--jobs", type=int, metavar="J", help=jobs)
-    devices = "for --train and for all that predicts (default: auto)"
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=devices)
-    measure = "FLOPs of a patch, seconds of inference for one case, and on a GPU the memory of a training step"
-    add("--measure", action="store_true", help=measure)
+    add("--jobs", type=int, metavar="J", help="with --train on a CPU: J trainings at once, of one thread each (default: one)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for --train and all that predicts (default: auto)")
+    add("--measure", action="store_true", help="FLOPs of a patch, seconds of inference for a case, memory of a training step")
     add("--shift", action="store_true", help="predict and score perturbed validation images too")
-    without = "predict the validation cases again with the method left out of the trained networks: the Dice lost"
-    add("--without-method", action="store_true", help=without)
+    add("--without-method", action="store_true", help="the Dice lost when the method is left out of the trained networks")
     add_arguments(parser)
     add = parser.add_argument_group("or folders of predictions; the first is the baseline").add_argument
     predictions = "two names or more, the same cases in each folder; a name given again is another run"
     add("--predictions", nargs="+", metavar="NAME=FOLDER", help=predictions)
-    reference = "references, named as the predictions (with -d the default is nnU-Net's gt_segmentations)"
-    add("--reference", type=expanded, metavar="FOLDER", help=reference)
+    add("--reference", type=expanded, metavar="FOLDER", help="references (default with -d: nnU-Net's gt_segmentations)")
     add("--dataset-json", type=expanded, metavar="FILE", help="default: the one beside predictions or references")
     add = parser.add_argument_group("scores and statistics").add_argument
     tolerance = "of the normalised surface Dice (default: 2 mm; pixels where the files have no spacing)"
@@ -56,9 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     overlap = "of a lesion that one predicted component has to share (default: 0, any voxel)"
     add("--lesion-overlap", type=float, default=0.0, metavar="FRACTION", help=overlap)
     add("--lesion-min-size", type=int, default=1, metavar="VOXELS", help="smaller lesions are left out (default: 1)")
-    ensemble = "the runs of each method together, as a method of its own, and where they disagree"
-    add("--ensemble", action="store_true", help=ensemble)
-    parser.add_argument("-np", dest="processes", type=int, metavar="N", help="scoring processes (default: cores, up to 8)")
+    add("--ensemble", action="store_true", help="an ensemble of the runs of each method, and where its runs disagree")
+    add("-np", dest="processes", type=int, metavar="N", help="scoring processes (default: cores, up to 8)")
     output = "of the report: new, empty, or made by an earlier comparison"
     parser.add_argument("-o", dest="output", type=Path, required=True, metavar="FOLDER", help=output)
 
@@ -165,9 +153,8 @@ def score(args: argparse.Namespace, inputs, output: Path):
 
     disagreement = add_ensembles(inputs, output) if args.ensemble else None
     options = Options(args.surface_tolerance, args.lesions, args.lesion_overlap, args.lesion_min_size)
-    command, arguments = shlex.join(["nnunet_l2g", *sys.argv[1:]]), sys.argv[1:]
-    more = more_runs(arguments) if args.dataset else "--predictions NAME=FOLDER1 NAME=FOLDER2 ..."
-    comparison = compare(inputs, options, processes_of(args), command, more)
+    more = "the same command with --runs 3 --train" if args.dataset else "--predictions NAME=FOLDER1 NAME=FOLDER2 ..."
+    comparison = compare(inputs, options, processes_of(args), shlex.join(["nnunet_l2g", *sys.argv[1:]]), more)
     if disagreement is not None:
         comparison.extra["failures"] = rank_cases(disagreement, comparison.cases)
     return comparison
@@ -197,13 +184,13 @@ def processes_of(args: argparse.Namespace) -> int:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """UserError for a number out of its range."""
-    infinity = float("inf")
+    largest = sys.float_info.max
     for option, value, least, most, expected in (
-        ("--lesion-min-size", args.lesion_min_size, 1, infinity, "1 or more"),
-        ("-np", args.processes, 1, infinity, "1 or more"),
-        ("--jobs", args.jobs, 1, infinity, "1 or more"),
+        ("--lesion-min-size", args.lesion_min_size, 1, largest, "1 or more"),
+        ("-np", args.processes, 1, largest, "1 or more"),
+        ("--jobs", args.jobs, 1, largest, "1 or more"),
         *(("--runs", runs, 1, 100, "1 to 100") for runs in args.runs),
-        ("--surface-tolerance", args.surface_tolerance, 0, sys.float_info.max, "a distance of 0 or more"),
+        ("--surface-tolerance", args.surface_tolerance, 0, largest, "a distance of 0 or more"),
         ("--lesion-overlap", args.lesion_overlap, 0, 1, "a fraction between 0 and 1"),
     ):
         if value is not None and not least <= value <= most:
@@ -238,16 +225,6 @@ def check_fold_names(folds: list[str]) -> list[str]:
     if len(set(folds)) < len(folds) or ("all" in folds and len(folds) > 1):
         raise UserError(f"-f {' '.join(folds)}: name each fold once, and all by itself")
     return folds
-
-
-def more_runs(arguments: list[str]) -> str:
-    """The same command with three runs of each method, trained where they are missing."""
-    kept, of_runs = [], False
-    for argument in arguments:
-        of_runs = argument == "--runs" or (of_runs and argument.isdigit())
-        if not of_runs and argument != "--train" and not argument.startswith("--runs="):
-            kept.append(argument)
-    return shlex.join(["nnunet_l2g", *kept, "--runs", "3", "--train"])
 
 
 def parse_predictions(texts: list[str]) -> list[tuple[str, Path]]:

@@ -1,13 +1,9 @@
 """The runs of a method together: an ensemble as a method of its own, and where its runs disagree.
 
 Disagreement of a case: 1 - mean Dice between pairs of runs, over pairs and structures. It needs no reference, so it can rank
-new cases. How well it finds failures is measured by the area under the risk-coverage curve (AURC) of the risk 1 - Dice of the
-ensemble [1]_: the mean, over k = 1 to n, of the mean risk of the k cases with the least disagreement. Lower is better. The
-order by risk itself gives the best possible value, a random order the mean risk. Few methods find failures better than
-pairwise Dice [2]_.
+new cases; few methods find failures better [1]_.
 
-.. [1] Geifman, El-Yaniv: Selective classification for deep neural networks. NeurIPS 2017.
-.. [2] Zenk et al.: Comparative benchmarking of failure detection methods in medical image segmentation. Medical Image Analysis
+.. [1] Zenk et al.: Comparative benchmarking of failure detection methods in medical image segmentation. Medical Image Analysis
    101 (2025).
 """
 
@@ -66,21 +62,6 @@ def rank_cases(disagreement: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
     dice = cases.groupby(["method", "case"])["dice"].mean()
     found = [dice.get((f"{row.method} ensemble", row.case), np.nan) for row in disagreement.itertuples()]
     return disagreement.assign(dice=found).sort_values(["method", "disagreement"], ascending=[True, False], ignore_index=True)
-
-
-def ranking_quality(table: pd.DataFrame) -> dict[str, float]:
-    """AURC of one method's `rank_cases`, with the best possible value and that of a random order; NaN without cases."""
-    scored = table.dropna()
-    risk = 1 - scored["dice"].to_numpy()
-    found = {"AURC": scored["disagreement"].to_numpy(), "best possible": risk}
-    areas = {name: area_under_risk_coverage(order, risk) for name, order in found.items()}
-    return areas | {"random order": float(risk.mean()) if risk.size else float("nan")}
-
-
-def area_under_risk_coverage(order: np.ndarray, risk: np.ndarray) -> float:
-    """AURC of the module's docstring for the cases in increasing `order` (n,), with risk (n,). NaN without cases."""
-    sorted_risk = risk[np.argsort(order, kind="stable")]
-    return float((np.cumsum(sorted_risk) / np.arange(1, risk.size + 1)).mean()) if risk.size else float("nan")
 
 
 def _write(case: str, files: list[Path], target: Path, labels: Labels) -> tuple[float, bool]:

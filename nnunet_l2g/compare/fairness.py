@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
-import pandas as pd
-
 from nnunet_l2g.compare.models import Model, nnunet_folder
 from nnunet_l2g.compare.results import Inputs, Run, read_plans
 from nnunet_l2g.errors import UserError
@@ -52,7 +49,7 @@ def model_warnings(models: list[Model], folds: list[str], runs: list[Run], datas
 
 
 def score_warnings(inputs: Inputs, scores: dict[tuple[str, int, str], dict[str, dict]]) -> list[str]:
-    """Few cases, unequal numbers of runs, runs with the same scores, and Dice that differs from nnU-Net's summary."""
+    """Few cases, unequal numbers of runs, and runs with the same scores."""
     warnings = []
     if (count := len(inputs.cases)) < FEW_CASES:
         warnings.append(
@@ -70,39 +67,7 @@ def score_warnings(inputs: Inputs, scores: dict[tuple[str, int, str], dict[str, 
                 same = method.runs[earlier.index(of_run)].name
                 warnings.append(f"{run.name} and {same} have the same scores in every case: are they copies of one training?")
             earlier.append(of_run)
-            if different := disagreements(run.summaries, of_run, inputs.labels.structures):
-                warnings.append(
-                    f"{run.name}: Dice of {some(different)} is not what nnU-Net's summary.json says; predictions or "
-                    "references changed after the validation. Validate again (nnUNetv2_train ... --val)."
-                )
     return warnings
-
-
-def dropped_warnings(paired: pd.DataFrame) -> list[str]:
-    """Cases that only some runs define: the reference does not have the structure, and these runs predicted it."""
-    rows = paired[(paired["score"] == "dice") & (paired["dropped"] > 0)]
-    return [
-        f"{row.structure}: {row.dropped} cases are left out of the difference between {row.method} and {row.baseline}: their "
-        "references do not have it, and only some runs predicted it there. See the table of empty structures."
-        for row in rows.itertuples()
-    ]
-
-
-def disagreements(
-    summary: dict[str, dict[tuple[int, ...], float]],
-    scores: dict[str, dict[str, dict]],
-    structures: tuple[tuple[str, tuple[int, ...]], ...],
-) -> list[str]:
-    """Cases whose Dice in nnU-Net's summary differs from the one computed now; `scores` by case and structure."""
-    return [
-        case
-        for case, theirs in summary.items()
-        if case in scores
-        and not all(
-            np.isclose(theirs.get(values, np.nan), scores[case][name]["dice"], rtol=0, atol=1e-6, equal_nan=True)
-            for name, values in structures
-        )
-    ]
 
 
 def _other_settings(models: list[Model]) -> list[str]:

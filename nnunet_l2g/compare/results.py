@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +24,6 @@ class Run:
     epochs, curves : by fold; a fold whose checkpoint cannot be read safely is missing
     parameters : numbers in the network's state; None if unknown
     mirroring : axes that prediction mirrors; None for none, or unknown
-    summaries : Dice in nnU-Net's summary.json by case and label values
     """
 
     name: str
@@ -35,7 +33,6 @@ class Run:
     curves: dict[str, Curves] = field(default_factory=dict)
     parameters: int | None = None
     mirroring: tuple[int, ...] | None = None
-    summaries: dict[str, dict[tuple[int, ...], float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,8 +87,7 @@ def read_models(methods: list[list[Model]], folds: list[str], dataset: str, refe
 
     Raises
     ------
-    UserError : models have different labels or cases, a summary is damaged or names other files than there are, a case lies in
-        two folds or has no reference
+    UserError : models have different labels or cases, a case lies in two folds or has no reference
     """
     description = methods[0][0].folder / "dataset.json"
     for theirs in (model.folder / "dataset.json" for models in methods for model in models):
@@ -147,23 +143,6 @@ def read_folders(predictions: list[tuple[str, Path]], reference: Path, dataset_j
     return inputs
 
 
-def read_summary(path: Path) -> dict[str, dict[tuple[int, ...], float]]:
-    """Dice in nnU-Net's summary.json by file name of the prediction and label values. UserError if the file is damaged."""
-    try:
-        return {
-            Path(entry["prediction_file"].replace("\\", "/")).name: {
-                tuple(int(value) for value in re.findall(r"\d+", key)): float(scores["Dice"])
-                for key, scores in entry["metrics"].items()
-            }
-            for entry in read_object(path)["metric_per_case"]
-        }
-    except DAMAGE as error:
-        raise UserError(
-            f"{path}: not a summary of nnU-Net ({type(error).__name__}: {error}); write it again with "
-            "`nnUNetv2_train ... --val`"
-        ) from error
-
-
 def read_plans(model: Model) -> dict:
     """plans.json of a trained model. UserError if it is missing or damaged, or lacks the configuration."""
     path = model.folder / "plans.json"
@@ -203,14 +182,7 @@ def _inputs(methods: list[Method], reference: Path, dataset_json: Path) -> Input
 def _read_model(model: Model, folds: list[str], ending: str) -> Run:
     run = Run(model.name, {})
     for fold in folds:
-        validation = model.fold(fold) / "validation"
-        files = segmentations(validation, ending)
-        summary = {name.removesuffix(ending): dice for name, dice in read_summary(validation / "summary.json").items()}
-        if summary.keys() != files.keys():
-            raise UserError(
-                f"{validation}: holds {len(files)} segmentations, its summary.json {len(summary)}; they differ in "
-                f"{some(sorted(summary.keys() ^ files.keys()))}; validate again: nnUNetv2_train ... {fold} --val"
-            )
+        files = segmentations(model.fold(fold) / "validation", ending)
         if twice := sorted(files.keys() & run.predictions.keys()):
             raise UserError(
                 f"{model.folder}: {some(twice)} validated in fold {run.folds[twice[0]]} and in fold {fold}; cases "
@@ -218,7 +190,6 @@ def _read_model(model: Model, folds: list[str], ending: str) -> Run:
             )
         run.predictions |= files
         run.folds |= dict.fromkeys(files, fold)
-        run.summaries |= summary
         checkpoint = read_checkpoint(model.fold(fold) / "checkpoint_final.pth")
         if checkpoint is not None:
             run.curves[fold], run.epochs[fold] = checkpoint.curves, checkpoint.epochs

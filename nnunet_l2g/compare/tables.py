@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from nnunet_l2g.compare.fairness import dropped_warnings, score_warnings
+from nnunet_l2g.compare.fairness import score_warnings
 from nnunet_l2g.compare.results import Inputs
 from nnunet_l2g.compare.statistics import EQUAL, compare_runs, holm, run_variance
 from nnunet_l2g.evaluation.cases import Options, score_pairs, with_unit
@@ -21,7 +21,7 @@ Scores = dict[tuple[str, int, str], dict[str, dict]]  # (method, run, case): {st
 class Comparison:
     """Everything that a report shows.
 
-    command, more_runs : the command that was run, and the command or option that adds runs
+    command, more_runs : the command that was run, and how to add runs
     shown : the scores by name
     cases, summary, paired, runs, empty, cost : made by the functions of this module, which describe their columns
     extra : tables that were asked for, by name: shift, without, failures
@@ -84,7 +84,7 @@ def compare(inputs: Inputs, options: Options, processes: int, command: str, more
         runs=runs,
         empty=empty_table(cases),
         cost=cost_table(inputs),
-        warnings=[*of_headers, *of_spacing, *inputs.warnings, *score_warnings(inputs, scores), *dropped_warnings(paired)],
+        warnings=[*of_headers, *of_spacing, *inputs.warnings, *score_warnings(inputs, scores)],
     )
 
 
@@ -123,31 +123,31 @@ def paired_tables(cases: pd.DataFrame, shown: dict[str, Score]) -> tuple[pd.Data
     and its p is not corrected. The second table has the mean of every run over the same cases: method, baseline, structure,
     score, of (the method of the run), run, mean.
     """
-    methods, structures = list(dict.fromkeys(cases["method"])), list(dict.fromkeys(cases["structure"]))
+    baseline, *others = dict.fromkeys(cases["method"])
+    structures = list(dict.fromkeys(cases["structure"]))
     folds = cases.groupby("case")["fold"].first().to_numpy()  # (n,), cases sorted
     paired, runs = [], []
-    for method in methods[1:]:
+    for method in others:
+        both = cases[cases["method"].isin([baseline, method])]
         for name, score in shown.items():
-            sides = [_scores(cases[cases["method"] == side], name, structures) for side in (methods[0], method)]
-            columns = [[side[..., i] for side in sides] for i in range(len(structures))]
+            wide = both.pivot(index=["method", "run", "case"], columns="structure", values=name)[structures]
             if len(structures) > 1:
-                defined = np.logical_and(*(~np.isnan(side).any(0) for side in sides))  # (n, S)
-                columns.append([_mean_where(side, defined) for side in sides])
+                defined = wide.notna().groupby("case").transform("all")
+                wide[MEAN] = wide[structures].where(defined).mean(axis=1)
             rows = []
-            for structure, (baseline, other) in zip([*structures, MEAN], columns, strict=False):
-                key = {"method": method, "baseline": methods[0], "structure": structure, "score": name}
-                row, means = paired_row(baseline, other, folds, score.higher_is_better)
+            for structure in wide:
+                values = wide[structure].unstack("case")  # (method and run, n)
+                row, means = paired_row(*(values.loc[side].to_numpy() for side in (baseline, method)), folds, score)
+                key = {"method": method, "baseline": baseline, "structure": structure, "score": name}
                 rows.append(key | row)
-                for side, values in zip((methods[0], method), means, strict=True):
-                    runs += [{**key, "of": side, "run": run, "mean": mean} for run, mean in enumerate(values, 1)]
+                for side, of_runs in zip((baseline, method), means, strict=True):
+                    runs += [{**key, "of": side, "run": run, "mean": mean} for run, mean in enumerate(of_runs, 1)]
             corrected = holm([row["p"] for row in rows[: len(structures)]])
             paired += [row | {"p_holm": p} for row, p in zip(rows, [*corrected, rows[-1]["p"]], strict=False)]
     return pd.DataFrame(paired), pd.DataFrame(runs)
 
 
-def paired_row(
-    baseline: np.ndarray, method: np.ndarray, folds: np.ndarray, higher_is_better: bool = True
-) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
+def paired_row(baseline: np.ndarray, method: np.ndarray, folds: np.ndarray, score: Score) -> tuple[dict, tuple]:
     """Method minus baseline over the n cases that are defined in every run of both, and the means of their runs (R,).
 
     Parameters
@@ -177,7 +177,7 @@ def paired_row(
     for name, side in (("sd_between_runs", method), ("baseline_sd_between_runs", baseline)):
         found[name] = np.sqrt(np.maximum(run_variance(side, folds), 0))
     found |= {"detectable": effect.detectable, "runs_needed": effect.runs_needed()}
-    change = (method.mean(0) - baseline.mean(0)) * (1 if higher_is_better else -1)  # (n,)
+    change = (method.mean(0) - baseline.mean(0)) * (1 if score.higher_is_better else -1)  # (n,)
     wins, losses = int((change > EQUAL).sum()), int((change < -EQUAL).sum())
     row |= {name: float(value) for name, value in found.items()}
     return row | {"wins": wins, "ties": row["n"] - wins - losses, "losses": losses}, means
@@ -204,15 +204,3 @@ def cost_table(inputs: Inputs) -> pd.DataFrame:
         row = {"method": method.name, "epochs": max(epochs, default=None), "parameters": method.runs[0].parameters}
         rows.append(row | {"seconds_per_epoch": np.median(seconds) if seconds else None})
     return pd.DataFrame(rows)
-
-
-def _scores(cases: pd.DataFrame, name: str, structures: list[str]) -> np.ndarray:
-    """(R, n, S) of one method, cases sorted."""
-    wide = cases.pivot(index=["run", "case"], columns="structure", values=name)[structures].sort_index()
-    return wide.to_numpy(float).reshape(cases["run"].nunique(), -1, len(structures))
-
-
-def _mean_where(values: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    """Mean over the last axis where defined (n, S), NaN where nothing is: (R, n, S) to (R, n)."""
-    count = defined.sum(-1)
-    return np.where(count > 0, np.where(defined, values, 0).sum(-1) / np.maximum(count, 1), np.nan)

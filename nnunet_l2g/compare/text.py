@@ -12,39 +12,21 @@ import numpy as np
 import pandas as pd
 
 from nnunet_l2g import __version__
-from nnunet_l2g.compare.ensemble import ranking_quality
 from nnunet_l2g.compare.statistics import FOLDS, MOST_RUNS
 from nnunet_l2g.compare.tables import MEAN, Comparison
+from nnunet_l2g.evaluation.shifts import TITLES
 
 MAIN = ("dice", "hd95", "nsd", "lesion_f1")  # the page folds the other scores away, the terminal leaves them out
-# column of a table: its head in the report, and the digits after the decimal point (None: text, or as many as are needed)
-COST = {
-    "method": ("method", None),
-    "epochs": ("epochs", 0),
-    "parameters": ("parameters [million]", 2),
-    "seconds_per_epoch": ("s per epoch", 1),
-    "gflops": ("GFLOPs per patch", 1),
-    "memory_gib": ("training memory [GiB]", 2),
-    "seconds_per_case": ("inference s per case", 2),
-}
-EMPTY = {
-    "structure": ("structure", None),
-    "method": ("method", None),
-    "absent": ("absent in reference", None),
-    "invented": ("of these predicted", None),
-    "missed": ("missed altogether", None),
-}
-WITHOUT = {
-    "method": ("method", None),
-    "run": ("run", None),
-    "structure": ("structure", None),
-    "dice": ("Dice", 3),
-    "without": ("Dice without the method", 3),
-    "lost": ("lost", 3),
-    "low": ("95 % interval over cases, from", 3),
-    "high": ("to", 3),
-    "cases": ("cases", None),
-}
+HEADS = {
+    "parameters": "parameters [million]",
+    "gflops": "GFLOPs per patch",
+    "memory_gib": "training memory [GiB]",
+    "absent": "absent in reference",
+    "invented": "of these predicted",
+    "missed": "missed altogether",
+    "low": "95 % interval from",
+    "high": "to",
+}  # of columns whose name is not enough
 NOTES = (
     "Cells are mean ± standard deviation over cases, each case the mean of its runs. The row mean foreground is the mean of "
     "the structures' means.",
@@ -57,7 +39,7 @@ NOTES = (
     "SD between runs: of mean scores, without the noise of the cases; 0 if this noise explains all. Detectable: the difference "
     "that such runs and cases show with 80 % power. Runs needed: of each method, for the difference seen.",
     "A structure that reference and prediction both lack is undefined and left out. If one of them lacks it, overlap and "
-    "surface Dice are 0, and distances are the image's diagonal.",
+    "surface Dice are 0, and distances are the image's diagonal. docs/evaluation.md of nnunet_l2g defines every number.",
 )
 
 
@@ -115,7 +97,7 @@ def _finding(row: pd.Series, score: str, comparison: Comparison) -> str:
         if not np.isnan(sd)
     ]
     spread = f" Standard deviation between runs: {', '.join(known)}." if known else ""
-    more = f" For more runs: {comparison.more_runs}"
+    more = f" For more runs: {comparison.more_runs}."
     if np.isnan(row["p"]) and not single:
         return f"{text} in {_count(row['n'], 'case')}: too few for p and interval."
     if np.isnan(row["p"]):
@@ -144,24 +126,15 @@ def make_notes(comparison: Comparison) -> list[str]:
     if options.lesions:
         overlap = f"at least {options.lesion_overlap:g} of it" if options.lesion_overlap else "a voxel"
         notes.append(
-            f"Lesions: connected components, corners connect. A lesion is detected if one predicted component shares {overlap} "
-            "with it. A predicted component is correct if it shares a voxel with a lesion. Components below "
-            f"{options.lesion_min_size} voxels are left out."
+            f"A lesion is detected if one predicted component shares {overlap} with it; a component is correct if it shares a "
+            f"voxel with a lesion; components below {options.lesion_min_size} voxels are left out."
         )
     if labels.ignore is not None:
         notes.append(f"Voxels with the ignore label ({labels.ignore}) are left out everywhere.")
     if "failures" in comparison.extra:
-        notes.append(
-            "Ensemble: mean of the runs' probabilities, or their majority vote; one ensemble is one run. Disagreement of a "
-            "case: 1 - mean Dice between pairs of runs. AURC: area under the risk-coverage curve of 1 - Dice of the ensemble."
-        )
+        notes.append("Disagreement of a case: 1 - mean Dice between pairs of runs; failures.csv ranks all cases by it.")
     shown = ", ".join(f"{name} {number}" for name, number in versions().items())
-    return [
-        *notes,
-        "docs/evaluation.md of nnunet_l2g defines every number.",
-        f"Command: {comparison.command}",
-        f"Versions: {shown}",
-    ]
+    return [*notes, f"Command: {comparison.command}", f"Versions: {shown}"]
 
 
 def make_tables(comparison: Comparison) -> list[Table]:
@@ -171,13 +144,28 @@ def make_tables(comparison: Comparison) -> list[Table]:
     if "parameters" in cost:
         cost = cost.assign(parameters=cost["parameters"].astype(float) / 1e6)
     extra = {
-        "Empty structures": _as_text(comparison.empty, EMPTY),
-        "Perturbed images: Dice": shift_table(comparison),
-        "Without the method": _as_text(comparison.extra.get("without"), WITHOUT),
+        "Empty structures": comparison.empty,
+        "Dice on perturbed images": shift_table(comparison),
+        "Dice without the method": comparison.extra.get("without", pd.DataFrame()),
         "Where runs disagree": failure_table(comparison),
-        "Cost": _as_text(cost if cost.shape[1] > 1 else None, COST),
+        "Cost": cost if cost.shape[1] > 1 else pd.DataFrame(),
     }
-    return [*tables, *(Table(title, frame) for title, frame in extra.items() if not frame.empty)]
+    return [*tables, *(Table(title, as_text(frame)) for title, frame in extra.items() if not frame.empty)]
+
+
+def as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with heads and cells as the report shows them."""
+    text = pd.DataFrame({name: [cell(value) for value in frame[name]] for name in frame})
+    if "structure" in text:
+        text["structure"] = text["structure"].map(structure_title)
+    return text.rename(columns=lambda name: HEADS.get(name, name.replace("_", " ")))
+
+
+def cell(value: object) -> str:
+    """Numbers with four significant digits, "-" for None and NaN."""
+    if pd.isna(value):
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def score_table(comparison: Comparison, name: str) -> pd.DataFrame:
@@ -199,7 +187,8 @@ def score_table(comparison: Comparison, name: str) -> pd.DataFrame:
             if comparison.several_runs:
                 row["SD between runs"] = number(pair["baseline_" * baseline + "sd_between_runs"], score.digits + 1)
             rows.append(row if baseline else row | _difference_cells(pair, score.digits, comparison.paired["p"].notna().any()))
-    return pd.DataFrame(rows).fillna("")
+    frame = pd.DataFrame(rows).fillna("")
+    return frame.loc[:, ~frame.isin(["", "-"]).all()]  # without columns in which nothing is known
 
 
 def _difference_cells(pair: pd.Series, digits: int, with_interval: bool) -> dict[str, str]:
@@ -215,28 +204,18 @@ def _difference_cells(pair: pd.Series, digits: int, with_interval: bool) -> dict
 
 def shift_table(comparison: Comparison) -> pd.DataFrame:
     """Mean Dice on perturbed images, the unperturbed first; one column a method."""
-    if "shift" not in comparison.extra:
-        return pd.DataFrame()
-    shift = comparison.extra["shift"]
+    shift = comparison.extra.get("shift", pd.DataFrame())
+    if shift.empty:
+        return shift
     plain = comparison.main_row(comparison.summary).rename(columns={"mean": "dice"}).assign(kind="none", strength=0.0)
-    both = pd.concat([plain[plain["method"].isin(shift["method"])], shift])
-    rows = []
-    for (kind, strength), group in both.groupby(["kind", "strength"], sort=False):
-        dice = {row.method: number(row.dice, 3) for row in group.itertuples()}
-        rows.append({"kind": kind, "strength": f"{strength:g}", **dice})
-    return pd.DataFrame(rows)
+    both = pd.concat([plain[plain["method"].isin(shift["method"])], shift.replace({"kind": TITLES})])
+    return both.pivot_table("dice", ["kind", "strength"], "method", sort=False).reset_index()
 
 
 def failure_table(comparison: Comparison) -> pd.DataFrame:
-    """How well the disagreement of runs ranks the cases, and the first cases of the ranking."""
-    if "failures" not in comparison.extra:
-        return pd.DataFrame()
-    rows = []
-    for method, table in comparison.extra["failures"].groupby("method", sort=False):
-        worst = [f"{row.case} ({row.disagreement:.3f}, {number(row.dice, 3)})" for row in table.head(3).itertuples()]
-        quality = {name: number(value, 4) for name, value in ranking_quality(table).items()}
-        rows.append({"method": method, **quality, "most disagreement: case (disagreement, Dice)": "; ".join(worst)})
-    return pd.DataFrame(rows)
+    """The cases in which the runs of a method disagree most."""
+    failures = comparison.extra.get("failures", pd.DataFrame())
+    return failures if failures.empty else failures.groupby("method", sort=False).head(3)
 
 
 def structure_title(structure: str) -> str:
@@ -252,19 +231,6 @@ def p_text(p: float, prefix: str = "") -> str:
     if np.isnan(p):
         return "-"
     return f"{prefix.replace('=', '<') or '<'}0.001" if p < 0.001 else f"{prefix}{p:.3f}"
-
-
-def _as_text(table: pd.DataFrame | None, columns: dict[str, tuple[str, int | None]]) -> pd.DataFrame:
-    """The columns of a table that are named in `columns`, with these heads and digits."""
-    if table is None:
-        return pd.DataFrame()
-    shown = {}
-    for name, (head, digits) in columns.items():
-        if name == "structure":
-            shown[head] = [structure_title(value) for value in table[name]]
-        elif name in table:
-            shown[head] = [number(value, digits) if digits is not None else f"{value}" for value in table[name]]
-    return pd.DataFrame(shown)
 
 
 def _count(n: int, noun: str) -> str:

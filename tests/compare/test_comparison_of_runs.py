@@ -10,8 +10,7 @@ import SimpleITK as sitk
 from scipy import stats
 
 from nnunet_l2g.cli import main
-from nnunet_l2g.compare.command import more_runs
-from nnunet_l2g.compare.ensemble import area_under_risk_coverage, segment
+from nnunet_l2g.compare.ensemble import segment
 from nnunet_l2g.compare.fairness import _other_settings, model_warnings
 from nnunet_l2g.compare.models import Model
 from nnunet_l2g.compare.results import Run
@@ -143,12 +142,6 @@ def test_runs_of_one_method_must_not_differ_and_methods_are_warned_of(tmp_path, 
         assert re.search(f"T and T_run2 were trained with other settings: {found}", warning)
 
 
-def test_the_command_for_more_runs():
-    assert more_runs(["compare", "-tr", "A B", "--runs", "1", "2", "-o", "x", "--train"]) == (
-        "nnunet_l2g compare -tr 'A B' -o x --runs 3 --train"
-    )
-
-
 def made_up(values, folds):
     """The case table of methods A and B from dice (method, run, case, structure)."""
     index = np.indices(values.shape).reshape(4, -1)
@@ -192,7 +185,7 @@ def test_majority_and_disagreement(folders, capsys):
     printed = capsys.readouterr().out
     content, paired = report(folders)
     assert content["methods"] == ["A", "B", "A ensemble", "B ensemble"] and len(content["findings"]) == 1
-    assert "8 of 8 ensemble cases are majority votes" in printed and "AURC" in printed
+    assert "8 of 8 ensemble cases are majority votes" in printed and "Where runs disagree" in printed
     folder = folders / "out" / "ensemble" / "1_A"
     runs = np.stack([read(folders / f"A{run}" / "p.nii.gz") for run in (1, 2, 3)])
     expected = stats.mode(runs, axis=0).mode
@@ -243,11 +236,3 @@ def test_regions_are_averaged_as_nnunet_does():
     labels = Labels((("whole", (1, 2)), ("core", (2,))), (0, 1, 2), None, ".nii.gz", object, (1, 2))
     probabilities = np.random.default_rng(4).random((2, *SHAPE))
     assert np.array_equal(segment(probabilities, labels), manager.convert_probabilities_to_segmentation(probabilities))
-
-
-def test_area_under_the_risk_coverage_curve():
-    risk = np.array([0.1, 0.2, 0.6])
-    best = (0.1 + 0.15 + 0.3) / 3
-    assert area_under_risk_coverage(risk, risk) == pytest.approx(best)
-    assert area_under_risk_coverage(-risk, risk) == pytest.approx((0.6 + 0.4 + 0.3) / 3)
-    assert np.isnan(area_under_risk_coverage(np.zeros(0), np.zeros(0)))

@@ -13,7 +13,6 @@ from nnunet_l2g.architectures import PlanNetwork
 from nnunet_l2g.compare import slurm_runs
 from nnunet_l2g.compare.curves import Curves
 from nnunet_l2g.compare.models import dataset_name
-from nnunet_l2g.compare.results import read_summary
 from nnunet_l2g.compare.training import case_names
 from nnunet_l2g.demo.folder import open_folder
 from nnunet_l2g.demo.report import read_scores
@@ -104,13 +103,6 @@ def test_configurations_that_are_a_list(source):  # noqa: F811
     edit_json(source / "nnUNetPlans.json", lambda content: content.update(configurations=[1, None]))
     with pytest.raises(UserError, match="-c 2d: nnUNetPlans has 1, None"):
         case_names(source, "nnUNetPlans", "2d")
-
-
-def test_a_summary_of_numbers_beyond_all_floats(tmp_path):
-    entry = {"prediction_file": "a.nii.gz", "metrics": {"1": {"Dice": 10**400}}}
-    (tmp_path / "summary.json").write_text(json.dumps({"metric_per_case": [entry]}))
-    with pytest.raises(UserError, match=r"summary.json: not a summary of nnU-Net \(OverflowError"):
-        read_summary(tmp_path / "summary.json")
 
 
 @pytest.mark.parametrize("change", [{"finished": {"plan": float("nan")}}, {"finished": [1]}, {"started": 3}, {"settings": "a"}])

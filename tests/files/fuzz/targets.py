@@ -77,16 +77,6 @@ def planned_cases(data: bytes) -> None:
         assert case_names(folder, "spoiltPlans", "3d_fullres") == CASES
 
 
-def summary(data: bytes) -> None:
-    from nnunet_l2g.compare.fairness import disagreements
-    from nnunet_l2g.compare.results import read_summary
-
-    path = write(place("summary", "summary.json"), spoilt_json(Choices(data), SUMMARY))
-    scores = {f"{case}.nii.gz": {"organ": {"dice": 1.0}, "lesion": {"dice": 1.0}} for case in CASES}
-    with contextlib.suppress(UserError):
-        disagreements(read_summary(path), scores, (("organ", (1,)), ("lesion", (1, 2))))
-
-
 def splits(data: bytes) -> None:
     from nnunet_l2g.compare.fairness import _splits
     from nnunet_l2g.compare.results import Run
@@ -446,7 +436,7 @@ def swapped(owner: object, name: str, value: object):
 TARGETS = {
     target.__name__: target
     for target in (
-        dataset_json, model_plans, compared_plans, planned_cases, summary, splits, marker, demo, logs, adapt_source,
+        dataset_json, model_plans, compared_plans, planned_cases, splits, marker, demo, logs, adapt_source,
         adapt_target, adapted_plans, checkpoint, stage, settings, trainer_names, arguments, slurm, images, properties, voxels,
     )
 }  # fmt: skip
