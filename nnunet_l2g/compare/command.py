@@ -62,17 +62,23 @@ def run(args: argparse.Namespace) -> int:
     check_mode(args)
     os.environ[VARIABLE] = with_trainers(os.environ.get(VARIABLE, ""))  # an editable install may not be registered
     slurm_options(args)
+    from nnunet_l2g.compare.report import write_report
+    from nnunet_l2g.nnunet import available_cores
     from nnunet_l2g.processes import Interrupted
 
+    args.processes = args.processes or min(available_cores(), 8)
     try:
-        return compare_folders(args) if args.predictions else compare_models(args)
+        comparison, output = compare_folders(args) if args.predictions else compare_models(args)
+        page, text = write_report(comparison, output)
+        print(f"\n{text}\n\nreport  {page}")
+        return 0
     except (Interrupted, KeyboardInterrupt):
         print("\nnnunet_l2g compare: interrupted; what is finished is kept, the same command continues", file=sys.stderr)
         return 130
 
 
-def compare_models(args: argparse.Namespace) -> int:
-    """Trainings in nnUNet_results."""
+def compare_models(args: argparse.Namespace) -> tuple:
+    """The comparison of trainings in nnUNet_results, and the report's folder."""
     import pandas as pd
 
     from nnunet_l2g.compare.fairness import model_warnings
@@ -100,7 +106,7 @@ def compare_models(args: argparse.Namespace) -> int:
     raw = raw_images([model for runs in changed for model in runs], inputs, dataset, OPTION) if changed else {}
     output = open_output(args.output)
     comparison = score(args, inputs, output)
-    scoring = comparison.options, processes_of(args)
+    scoring = comparison.options, args.processes
     if args.measure:
         comparison.cost = comparison.cost.join(pd.DataFrame(measure(first, first_runs, dataset, device)))
     if args.shift:
@@ -108,7 +114,7 @@ def compare_models(args: argparse.Namespace) -> int:
     if args.without_method:
         without = dice_without(changed, inputs, raw, dataset, device, output, *scoring)
         comparison.extra["without"] = lost_table(comparison.cases, without)
-    return finish(comparison, output)
+    return comparison, output
 
 
 def train(args: argparse.Namespace, methods: list[list], folds: list[str], dataset: str, open_output) -> None:
@@ -136,13 +142,13 @@ def train(args: argparse.Namespace, methods: list[list], folds: list[str], datas
         train_on_slurm(missing_trainings(missing, folds, dataset, device, output, options.gpus), options, output)
 
 
-def compare_folders(args: argparse.Namespace) -> int:
-    """Folders of predictions."""
+def compare_folders(args: argparse.Namespace) -> tuple:
+    """The comparison of folders of predictions, and the report's folder."""
     from nnunet_l2g.compare.results import read_folders
 
     inputs = read_folders(parse_predictions(args.predictions), args.reference, args.dataset_json)
     output = open_output(args.output)
-    return finish(score(args, inputs, output), output)
+    return score(args, inputs, output), output
 
 
 def score(args: argparse.Namespace, inputs, output: Path):
@@ -154,19 +160,10 @@ def score(args: argparse.Namespace, inputs, output: Path):
     disagreement = add_ensembles(inputs, output) if args.ensemble else None
     options = Options(args.surface_tolerance, args.lesions, args.lesion_overlap, args.lesion_min_size)
     more = "the same command with --runs 3 --train" if args.dataset else "--predictions NAME=FOLDER1 NAME=FOLDER2 ..."
-    comparison = compare(inputs, options, processes_of(args), shlex.join(["nnunet_l2g", *sys.argv[1:]]), more)
+    comparison = compare(inputs, options, args.processes, shlex.join(["nnunet_l2g", *sys.argv[1:]]), more)
     if disagreement is not None:
         comparison.extra["failures"] = rank_cases(disagreement, comparison.cases)
     return comparison
-
-
-def finish(comparison, output: Path) -> int:
-    """Writes the report and prints its main part."""
-    from nnunet_l2g.compare.report import write_report
-
-    page, text = write_report(comparison, output)
-    print(f"\n{text}\n\nreport  {page}")
-    return 0
 
 
 def open_output(path: Path) -> Path:
@@ -174,12 +171,6 @@ def open_output(path: Path) -> Path:
     path = open_folder(path, "compare")
     write_text(marker_of(path, "compare"), "Made by `nnunet_l2g compare`, which replaces its own files in this folder.\n")
     return path
-
-
-def processes_of(args: argparse.Namespace) -> int:
-    from nnunet_l2g.nnunet import available_cores
-
-    return args.processes or min(available_cores(), 8)
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -200,8 +191,8 @@ def check_numbers(args: argparse.Namespace) -> None:
 def check_mode(args: argparse.Namespace) -> None:
     """UserError unless either trainings or folders of predictions are named, with all that belongs to them."""
     if args.predictions:
-        of_trainings = (args.train, args.measure, args.shift, args.without_method, args.runs != [1])
-        if args.dataset or args.configurations or any(of_trainings):
+        of_trainings = (args.dataset, args.configurations, args.train, args.measure, args.shift, args.without_method)
+        if any(of_trainings) or args.runs != [1]:
             raise UserError(
                 "--predictions and -d, -c, --runs, --train, --measure, --shift or --without-method: compare either folders of "
                 "predictions or trainings"

@@ -327,67 +327,41 @@ def test_a_checkpoint_that_would_run_code_is_not_unpickled(folders, tmp_path):
 # refused, before anything is computed
 
 
-def refuse(folders, remove=(), json_change=None):
-    for path in remove:
-        target = model(folders, OTHER) / path
-        shutil.rmtree(target) if target.is_dir() else target.unlink()
-    if json_change:
-        edit_json(model(folders, OTHER) / json_change[0], json_change[1])
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("spoilt", "message"),
     [
-        (
-            dict(remove=["fold_3"]),
-            r"fold_3: missing; nnUNetv2_train Dataset991_Compared 3d_fullres 3 -tr nnUNetTrainerL2GNet -p nnUNetPlans$",
-        ),
-        (dict(remove=["fold_3/validation"]), r"fold_3: not validated; .* --val$"),
-        (dict(remove=["fold_3/checkpoint_final.pth"]), r"fold_3: missing"),
-        (dict(remove=["plans.json"]), r"plans.json: cannot be used \(FileNotFoundError"),
-        (dict(remove=["dataset.json"]), r"dataset.json: cannot be read"),
-        (dict(json_change=("dataset.json", lambda d: d["labels"].update(scar=4))), "declares other labels than"),
-        (
-            dict(json_change=("plans.json", lambda p: p.pop("configurations"))),
-            r"plans.json: cannot be used \(KeyError: 'configurations'",
-        ),
+        ("fold_3", r"fold_3: missing; nnUNetv2_train Dataset991_Compared 3d_fullres 3 -tr nnUNetTrainerL2GNet -p nnUNetPlans$"),
+        ("fold_3/validation", r"fold_3: not validated; .* --val$"),
+        ("fold_3/checkpoint_final.pth", r"fold_3: missing"),
+        ("plans.json", r"plans.json: cannot be used \(FileNotFoundError"),
+        ("dataset.json", r"dataset.json: cannot be read"),
     ],
 )
-def test_results_that_cannot_be_compared_are_refused(folders, tmp_path, capsys, spoil, message):
-    refuse(folders, **spoil)
+def test_models_that_lack_something_are_refused(folders, tmp_path, capsys, spoilt, message):
+    target = model(folders, OTHER) / spoilt
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
     assert compare(tmp_path / "report") == 1
-    error = capsys.readouterr().err
-    assert re.search(message, error, re.M), error
+    assert re.search(message, capsys.readouterr().err, re.M)
     assert not (tmp_path / "report").exists()
 
 
-def test_unequal_cases_are_refused(folders, tmp_path, capsys):
-    (model(folders, OTHER) / "fold_1" / "validation" / "phantom_tr001.nii.gz").unlink()
+def test_other_labels_and_damaged_plans_are_refused(folders, tmp_path, capsys):
+    edit_json(model(folders, OTHER) / "plans.json", lambda plans: plans.pop("configurations"))
     assert compare(tmp_path / "report") == 1
-    assert f"{BASELINE} and {OTHER} have other cases: only {BASELINE} has phantom_tr001" in capsys.readouterr().err
+    assert "plans.json: cannot be used (KeyError: 'configurations'" in capsys.readouterr().err
+    edit_json(model(folders, OTHER) / "dataset.json", lambda content: content["labels"].update(scar=4))
+    assert compare(tmp_path / "report") == 1
+    assert "declares other labels than" in capsys.readouterr().err
 
 
-def test_files_that_do_not_fit_their_reference_are_named(folders, tmp_path, capsys):
+def test_values_that_dataset_json_does_not_declare_and_an_unreadable_file(folders, tmp_path, capsys):
     file = model(folders, OTHER) / "fold_0" / "validation" / "phantom_tr000.nii.gz"
     good = sitk.ReadImage(str(file))
-    size, spacing = good.GetSize(), good.GetSpacing()
-
-    def changed(change):
-        image = sitk.Image(good)
-        change(image)
-        return image
-
-    out_of_range = sitk.GetImageFromArray(np.full(size[::-1], 7, np.uint8))
-    out_of_range.CopyInformation(good)
-    for image, message in (
-        (good[:, :, 1:], "shape"),
-        (changed(lambda i: i.SetSpacing([s * 1.1 for s in spacing])), "spacing ("),
-        (out_of_range, "holds the values [7.0]; dataset.json declares [0, 1, 2, 3]"),
-    ):
-        sitk.WriteImage(image, str(file))
-        assert compare(tmp_path / "report") == 1
-        error = capsys.readouterr().err
-        assert message in error and str(file) in error
+    sevens = sitk.GetImageFromArray(np.full(good.GetSize()[::-1], 7, np.uint8))
+    sevens.CopyInformation(good)
+    sitk.WriteImage(sevens, str(file))
+    assert compare(tmp_path / "report") == 1
+    assert f"{file}: holds the values [7.0]; dataset.json declares [0, 1, 2, 3]" in capsys.readouterr().err
     file.write_bytes(b"no image")
     assert compare(tmp_path / "report") == 1
     assert f"{file}: SimpleITKIO cannot read it" in capsys.readouterr().err
@@ -505,7 +479,7 @@ def test_train_fills_in_what_is_missing(planned, tmp_path, monkeypatch, capsys):
     report = json.loads((output / "report.json").read_text())
     assert all(row["gflops"] > 0.1 and row["seconds_per_case"] > 0 for row in report["cost"])
     assert len(report["shift"]) == 2 * 2 and all(0 <= row["dice"] <= 1 for row in report["shift"])
-    assert (output / "plots" / "shift.png").stat().st_size > 10_000 and "Perturbed images" in (output / "report.md").read_text()
+    assert "Dice on perturbed images" in (output / "report.md").read_text()
     again = run("--train", "--shift")[1].out
     assert "nnUNetv2_train" not in again and "perturbing" not in again and "Predicting" not in again
     assert json.loads((output / "report.json").read_text())["shift"] == report["shift"]
