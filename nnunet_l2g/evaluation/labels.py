@@ -21,7 +21,6 @@ class Labels:
     ignore : value of unannotated voxels in the reference, or None
     file_ending : of the segmentations, with the dot
     reader : nnU-Net's reader class
-    region_order : for datasets with regions, the value that nnU-Net writes for each region, in the order of its channels
     no_spacing : whether all files lack a spacing although their format can have one; see `cases.with_unit`
     """
 
@@ -30,7 +29,6 @@ class Labels:
     ignore: int | None
     file_ending: str
     reader: type
-    region_order: tuple[int, ...] | None = None
     no_spacing: bool = False
 
     @property
@@ -70,7 +68,6 @@ def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
             if name not in ("background", "ignore") and values not in (0, [0])
         )
         known = tuple(int(value) for value in manager.all_labels)
-        order = tuple(int(value) for value in manager.regions_class_order) if manager.has_regions else None
         ignore, ending = manager.ignore_label, content["file_ending"]
         if not all(values for _, values in structures):
             raise ValueError("a region is empty")
@@ -80,7 +77,7 @@ def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
         ) from error
     if not structures:
         raise UserError(f"{dataset_json}: no label beside background; there is nothing to evaluate")
-    return Labels(structures, known, ignore, ending, _reader(content, dataset_json, example), order)
+    return Labels(structures, known, ignore, ending, _reader(content, dataset_json, example))
 
 
 def read_dataset_json(path: Path) -> dict:
