@@ -51,10 +51,9 @@ def draw_differences(comparison: Comparison) -> Picture:
     """Mean paired difference with its interval and a dot for each run; one panel a score, one line a structure."""
     baseline, *others = comparison.methods
     names, rows = [name for name in DIFFERENCES if name in comparison.shown], comparison.rows
-    columns = 2 if len(names) == 4 else 3
-    lines = -(-len(names) // columns)
+    lines = -(-len(names) // 2)
     height = lines * (1.0 + 0.3 * len(rows) * max(1, 0.75 * len(others))) + 0.35
-    figure, axes = _figure(lines, columns, (3.6 * columns + 1.2, height), sharey=True)
+    figure, axes = _figure(lines, 2, (8.4, height), sharey=True)
     for panel, name in zip(axes.flat, names, strict=False):
         score = comparison.shown[name]
         table = comparison.paired[comparison.paired["score"] == name].set_index(["method", "structure"])
@@ -64,24 +63,16 @@ def draw_differences(comparison: Comparison) -> Picture:
             colour, marker = colour_and_marker(index + 1)
             offset = (index - (len(others) - 1) / 2) * 0.7 / max(len(others), 2)
             for line, structure in enumerate(rows):
-                y, first = line + offset, line == 0
-                values = table.loc[(method, structure)]
-                dots = {side: runs.loc[[(method, structure, side)]] - values["baseline_mean"] for side in (baseline, method)}
-                if len(dots[baseline]) > 1 and index == 0:
-                    label = f"{baseline}, its runs" if first else None
-                    panel.plot(
-                        dots[baseline],
-                        [y - 0.22] * len(dots[baseline]),
-                        ".",
-                        color="0.4",
-                        fillstyle="none",
-                        markersize=7,
-                        label=label,
-                    )
-                if len(dots[method]) > 1:
-                    panel.plot(dots[method], [y - 0.22] * len(dots[method]), ".", color=colour, alpha=0.5, markersize=7)
+                values, y = table.loc[(method, structure)], line + offset
+                mine, theirs = (runs.loc[[(method, structure, of)]] - values["baseline_mean"] for of in (method, baseline))
+                if len(theirs) > 1 and index == 0:
+                    label = f"{baseline}, its runs" if line == 0 else None
+                    panel.plot(theirs, [y - 0.22] * len(theirs), ".", color="0.4", fillstyle="none", markersize=7, label=label)
+                if len(mine) > 1:
+                    panel.plot(mine, [y - 0.22] * len(mine), ".", color=colour, alpha=0.5, markersize=7)
                 panel.plot([values["low"], values["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-                panel.plot(values["difference"], y, marker, color=colour, markersize=6, label=method if first else None)
+                label = method if line == 0 else None
+                panel.plot(values["difference"], y, marker, color=colour, markersize=6, label=label)
         panel.set_yticks(range(len(rows)), [structure_title(structure) for structure in rows])
         panel.set_ylim(len(rows) - 0.4, -0.6)
         better = "right" if score.higher_is_better else "left"
@@ -110,17 +101,9 @@ def draw_curves(comparison: Comparison) -> Picture:
             for values in curves if len(curves) > 1 else []:
                 panel.plot(np.arange(len(values)) + 1, values, color=colour, linewidth=0.7, alpha=0.4)
             length = min(map(len, curves))
-            mean = np.mean([values[:length] for values in curves], axis=0)
-            panel.plot(
-                np.arange(length) + 1,
-                mean,
-                color=colour,
-                linewidth=2,
-                label=method.name,
-                marker=marker,
-                markevery=max(1, length // 8),
-                markersize=5,
-            )
+            epochs, mean = np.arange(length) + 1, np.mean([values[:length] for values in curves], axis=0)
+            every = max(1, length // 8)
+            panel.plot(epochs, mean, marker, color=colour, linestyle="-", linewidth=2, markevery=every, label=method.name)
         panel.set(xlabel="epoch", ylabel=label)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
