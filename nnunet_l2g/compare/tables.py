@@ -84,8 +84,17 @@ def compare(inputs: Inputs, options: Options, processes: int, command: str, more
         runs=runs,
         empty=empty_table(cases),
         cost=cost_table(inputs),
-        warnings=[*of_headers, *of_spacing, *inputs.warnings, *score_warnings(inputs, scores)],
+        warnings=[*of_headers, *of_spacing, *inputs.warnings, *score_warnings(inputs, scores), *dropped_warnings(paired)],
     )
+
+
+def dropped_warnings(paired: pd.DataFrame) -> list[str]:
+    """Cases that count in means and in no difference."""
+    return [
+        f"{row.structure}: {row.dropped} cases are left out of the difference between {row.method} and {row.baseline}: their "
+        "references lack the structure, and only some runs predicted it there."
+        for row in paired[(paired["score"] == "dice") & (paired["dropped"] > 0)].itertuples()
+    ]
 
 
 def case_table(inputs: Inputs, scores: Scores) -> pd.DataFrame:
