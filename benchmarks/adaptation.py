@@ -221,8 +221,7 @@ class Work:
 
     def score(self, predictions: Path) -> tuple[dict[str, float], dict[str, float]]:
         """Dice and HD95 by case, each the mean over structures."""
-        from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
-        from nnunet_l2g.evaluation.folders import references_for, segmentations
+        from nnunet_l2g.evaluation.cases import Options, Pair, references_for, score_pairs, segmentations
         from nnunet_l2g.evaluation.labels import read_labels
 
         files = self.folder / "raw" / self.pair.target

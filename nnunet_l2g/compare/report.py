@@ -1,76 +1,105 @@
-"""Writes a comparison: page, Markdown, JSON, CSV and pictures; each file whole or not at all."""
+"""Writes the report of a comparison: one HTML page, Markdown, JSON, CSV and pictures."""
 
 from __future__ import annotations
 
-import os
+import base64
+import json
 from pathlib import Path
 
-from nnunet_l2g.compare.comparison import Comparison
-from nnunet_l2g.compare.page import markdown, page
+from jinja2 import Environment
+
 from nnunet_l2g.compare.plots import draw_all
-from nnunet_l2g.compare.sentences import findings
-from nnunet_l2g.compare.tables import plain, records
-from nnunet_l2g.compare.text import title
+from nnunet_l2g.compare.tables import Comparison
+from nnunet_l2g.compare.text import describe, findings, make_notes, make_tables, versions
 from nnunet_l2g.files import write_json, write_text
 
-PAGE, MARKDOWN, JSON = "report.html", "report.md", "report.json"
-TABLES = {"cases": "cases.csv", "summary": "summary.csv", "paired": "paired.csv", "runs": "runs.csv", "cost": "cost.csv"}
-PICTURES = "plots"
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ heading }}</title><meta name="viewport" content="width=device-width">
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
+  padding: 0 1.5rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin-bottom: .3rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.finding { font-size: 1.1rem; border-left: .4rem solid #0072B2; padding: .2rem 1rem; }
+.warning { border-left: .4rem solid #D55E00; background: #fdf1ea; padding: .6rem 1rem; margin: 1rem 0; }
+.warning p { margin: .3rem 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; max-width: 16rem; border-bottom: 2px solid #444; overflow-wrap: normal; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption, .how { font-size: .9rem; color: #444; }
+</style></head>
+<body>
+{% macro show(table) %}<h2>{{ table.title }}</h2><div class="scroll">{{ table.html() | safe }}</div>{% endmacro %}
+<h1>{{ heading }}</h1><p>{{ sentence }}</p>
+{% for finding in findings %}<p class="finding">{{ finding }}</p>{% endfor %}
+{% if warnings %}<div class="warning" role="alert"><strong>Read this first</strong>
+{% for warning in warnings %}<p>{{ warning }}</p>{% endfor %}</div>{% endif %}
+{% for table in tables if table.main %}{{ show(table) }}{% endfor %}
+{% for picture in pictures %}<h2>{{ picture.title }}</h2>
+<figure><img alt="{{ picture.caption }}" width="{{ picture.width }}" src="data:image/png;base64,{{ picture.png | base64 }}">
+<figcaption>{{ picture.caption }}</figcaption></figure>{% endfor %}
+<details><summary>Other scores</summary>{% for table in tables if not table.main %}{{ show(table) }}{% endfor %}</details>
+<h2>How these numbers were made</h2><ul class="how">{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>
+</body></html>
+"""
 
 
-def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Writes all files and returns the page's path."""
-    for name, filename in TABLES.items():
-        write_text(folder / filename, getattr(comparison, name).to_csv(index=False))
-    for name in ("shift", "without", "failures"):
-        if (table := getattr(comparison, name)) is not None:
-            write_text(folder / f"{name}.csv", table.to_csv(index=False))
-    write_json(folder / JSON, as_json(comparison))
-    pictures = draw_all(comparison)
-    (folder / PICTURES).mkdir(exist_ok=True)
+def write_report(comparison: Comparison, folder: Path) -> tuple[Path, str]:
+    """Writes all files. Returns the page's path, and the text for the terminal."""
+    found, tables, pictures = findings(comparison), make_tables(comparison), draw_all(comparison)
+    frames = {name: getattr(comparison, name) for name in ("cases", "summary", "paired", "runs", "cost")} | comparison.extra
+    for name, frame in frames.items():
+        write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+    write_json(folder / "report.json", as_json(comparison))
+    (folder / "plots").mkdir(exist_ok=True)
     for picture in pictures:
-        _write_bytes(folder / PICTURES / f"{picture.name}.png", picture.png)
-    write_text(folder / MARKDOWN, markdown(comparison, pictures))
-    write_text(folder / PAGE, page(comparison, pictures))
-    return folder / PAGE
+        (folder / "plots" / f"{picture.name}.png").write_bytes(picture.png)
+    heading = f"{' and '.join(comparison.trained[1:])} against {comparison.trained[0]}"
+    sentence, notes, warnings = describe(comparison), make_notes(comparison), comparison.warnings
+
+    markdown = [f"# {heading}", sentence, *found, *(f"**Warning:** {warning}" for warning in warnings)]
+    markdown += [f"## {table.title}\n\n{table.markdown()}" for table in tables]
+    markdown += [f"![{picture.caption}](plots/{picture.name}.png)" for picture in pictures]
+    markdown += ["## How these numbers were made", "\n".join(f"- {note}" for note in notes)]
+    write_text(folder / "report.md", "\n\n".join(markdown) + "\n")
+
+    environment = Environment(autoescape=True)  # a folder, and so a method, may have any name
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    page = environment.from_string(PAGE).render(
+        heading=heading,
+        sentence=sentence,
+        findings=found,
+        warnings=warnings,
+        tables=tables,
+        pictures=pictures,
+        notes=notes,
+    )
+    write_text(folder / "report.html", page)
+    terminal = [sentence, *found, *(f"{table.title}\n{table.markdown()}" for table in tables if table.main)]
+    return folder / "report.html", "\n\n".join([*terminal, *(f"WARNING: {warning}" for warning in warnings)])
 
 
 def as_json(comparison: Comparison) -> dict:
-    """Everything, as plain JSON; undefined values are null."""
-    labels = comparison.inputs.labels
-    return plain(
-        {
-            "command": comparison.command,
-            "versions": comparison.versions,
-            "settings": {
-                "surface_tolerance": comparison.options.tolerance,
-                "distance_unit": "px" if labels.pixels else "mm",
-                "lesions": comparison.options.lesions,
-                "lesion_overlap": comparison.options.lesion_overlap,
-                "lesion_min_size": comparison.options.lesion_min_size,
-            },
-            "structures": {name: list(values) for name, values in labels.structures},
-            "ignore_label": labels.ignore,
-            "methods": comparison.methods,
-            "runs": {method.name: len(method.runs) for method in comparison.inputs.methods},
-            "folds": comparison.inputs.folds,
-            "findings": findings(comparison),
-            "warnings": comparison.warnings,
-            "summary": records(comparison.summary),
-            "paired": [row | {"name": title(row["structure"])} for row in records(comparison.paired)],
-            "run_means": records(comparison.runs),
-            "empty": records(comparison.empty),
-            "lesion_recall_by_size": records(comparison.lesion_sizes),
-            "shift": None if comparison.shift is None else records(comparison.shift),
-            "without": None if comparison.without is None else records(comparison.without),
-            "failures": None if comparison.failures is None else records(comparison.failures),
-            "cost": records(comparison.cost),
-            "cases": records(comparison.cases),
-        }
-    )
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    """The full record; undefined values are null."""
+    labels, options = comparison.inputs.labels, comparison.options
+    tables = {name: getattr(comparison, name) for name in ("summary", "paired", "empty", "cost", "cases")} | comparison.extra
+    tables["run_means"] = comparison.runs
+    return {
+        "command": comparison.command,
+        "versions": versions(),
+        "settings": {
+            "surface_tolerance": options.tolerance,
+            "distance_unit": "px" if labels.pixels else "mm",
+            "lesions": options.lesions,
+            "lesion_overlap": options.lesion_overlap,
+            "lesion_min_size": options.lesion_min_size,
+        },
+        "structures": {name: list(values) for name, values in labels.structures},
+        "ignore_label": labels.ignore,
+        "methods": comparison.methods,
+        "runs": {method.name: len(method.runs) for method in comparison.inputs.methods},
+        "folds": comparison.inputs.folds,
+        "findings": findings(comparison),
+        "warnings": comparison.warnings,
+    } | {name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()}

@@ -1,56 +1,62 @@
-r"""Do two training methods differ? Runs of each, on the same cases, in one or several folds.
+r"""Do two training methods differ? Runs of each method on the same cases, in one or several folds.
 
-A run is one training with its own random numbers. Every run predicts the same cases, so runs are nested in methods and crossed
-with cases: a split plot, which radiology knows as the analysis of several readers and several cases [1]_.
+A run is one training with its own random numbers. Every run predicts the same cases. Runs are therefore nested in methods and
+crossed with cases: a split-plot design. Radiology analyses several readers and several cases in the same way [1]_.
 
 Model
 -----
-Score of method m, run r, fold f, case c (case c belongs to one fold)::
+The score of method m, run r, fold f and case c (a case belongs to one fold) is::
 
     y = mean_m + case_c + run_mrf + (method x case)_mc + noise_mrc
 
-Runs, cases and noise are random and independent; run_mrf is drawn anew in every fold, because every fold is a training of its
-own. The spread of runs may differ between the methods.
+Runs, cases and noise are random and independent. run_mrf is drawn anew in every fold, because every fold is a training of its
+own. The variance of run_mrf may differ between the methods.
 
-With R_m runs of method m, n cases in F folds, n_f of them in fold f, w_f = n_f / n, and d_c the difference of the methods'
-means over runs in case c, D_f the mean of d_c in fold f, D the mean of all d_c::
+Estimate
+--------
+R_m is the number of runs of method m, n the number of cases in F folds, n_f the number of cases in fold f, and w_f = n_f / n.
+d_c is the difference of the methods' means over runs in case c, D_f the mean of d_c in fold f, and D the mean of all d_c::
 
     v_cases = sum_f sum_c (d_c - D_f)^2 / (n - F) / n                              n - F degrees of freedom
-    v_runs  = sum_m v_m,  v_m = sum_f w_f^2 var_r(mean_c y_mrf) / R_m              Welch and Satterthwaite's, below
+    v_runs  = sum_m v_m,  v_m = sum_f w_f^2 var_r(mean_c y_mrf) / R_m              degrees of freedom below
     v_both  = sum_m MS_m / (R_m n),  MS_m the mean square of run x case within method m and fold
     v       = max(v_cases + v_runs - v_both, v_cases, v_runs)
 
-v_cases and v_runs both contain the noise, so it is taken off once; the expectation of the sum is the variance of D. The
-maximum keeps the estimate away from zero, where the difference of mean squares is poor [2]_. Degrees of freedom [3]_::
+v_cases and v_runs both contain the noise, so v_both takes it off once. The expectation of v_cases + v_runs - v_both is the
+variance of D. The maximum keeps the estimate away from zero, where a difference of mean squares is unreliable [2]_. The
+degrees of freedom are those of Welch and Satterthwaite [3]_::
 
     df = v^2 / (v_cases^2 / (n - F) + sum_m v_m^2 / (k (R_m - 1))),   k = (sum_f w_f^2)^2 / sum_f w_f^4
 
-With three folds or more, the folds' differences are replications too::
+With three folds or more, the differences of the folds are replications too::
 
     v_folds = sum_f w_f^2 (D_f - D)^2 / (1 - w_f)                                  F - 1 degrees of freedom
 
-One run of a method: v = v_folds, Student's t over folds, on D_f of unequal weight. Several runs: what v_folds exceeds v by is
-the methods' dependence on the training set; it is added, and x^2 / (F - 1), x the excess, to the denominator of df.
+With one run of a method, v = v_folds: Student's t over folds, on D_f of unequal weight. With several runs of each method, the
+excess x = max(v_folds - v, 0) is attributed to the training set, on which the difference of the methods may depend. It is added
+to v, and x^2 / (F - 1) is added to the denominator of df.
 
-Interval D -+ t_df sqrt(v), p from t_df. One run of a method and fewer than three folds: v is unknown, interval and p are NaN.
+The interval is D -+ t_df sqrt(v), and p comes from t_df. With one run of a method and fewer than three folds, v is unknown, and
+interval and p are NaN.
 
-Spread between runs: var_r(mean_c y_mrf) - MS_m / n_f, averaged over folds, is an unbiased estimate of the variance of run_mrf;
-its square root is reported, 0 for a negative estimate. It is the spread of mean scores over infinitely many cases.
+Spread between runs: var_r(mean_c y_mrf) - MS_m / n_f, averaged over folds, is an unbiased estimate of the variance of run_mrf.
+Its square root is reported, or 0 for a negative estimate. It is the spread of mean scores over infinitely many cases.
 
 Assumptions
 -----------
-Cases are independent, so several files of one patient count too much. Folds share most of their training data, so they are a
-little alike, and v_folds is too small for other training data [4]_. Means over cases and runs are roughly normal. Simulated
-(tests/compare/test_statistics.py):
-where the model holds, at most 0.06 of equal methods are called different, 0.08 with two runs. Where
-the training set moves the difference as much as a run does, three to five folds with several runs call up to 0.12.
+Cases are independent; several files of one patient are not. Means over cases and runs are roughly normal. Folds share most of
+their training data, so their differences are positively correlated, and v_folds is too small for other training data [4]_.
+
+tests/compare/test_statistics.py simulates equal methods. Where the model holds, at most 0.06 of them are called different, or
+0.08 with two runs. Where the training set moves the difference as much as a run does, three to five folds with several runs
+call up to 0.12 different.
 
 References
 ----------
 .. [1] Obuchowski, Rockette: Hypothesis testing of diagnostic accuracy for multiple readers and multiple tests. Communications
    in Statistics: Simulation and Computation 24 (1995).
 .. [2] Hillis: A marginal-mean ANOVA approach for analyzing multireader multicase radiological imaging data. Statistics in
-   Medicine 33 (2014): readers nested in tests are our runs.
+   Medicine 33 (2014). Readers nested in tests are our runs.
 .. [3] Satterthwaite: An approximate distribution of estimates of variance components. Biometrics Bulletin 2 (1946); Welch: The
    generalization of Student's problem when several different population variances are involved. Biometrika 34 (1947).
 .. [4] Nadeau, Bengio: Inference for the generalization error. Machine Learning 52 (2003).
@@ -66,21 +72,22 @@ import numpy as np
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
 CONFIDENCE, POWER = 0.95, 0.8
-FOLDS = 3  # fewer are no replications to estimate a variance from
-MOST_RUNS = 99
-EQUAL = 1e-9  # differences below are ties: the rounding of a quotient is no win
+FOLDS = 3  # the least number of folds whose differences give a variance
+MOST_RUNS = 99  # the search for the number of runs needed ends here
+EQUAL = 1e-9  # smaller differences are ties: they come from rounding
 
 
 @dataclass(frozen=True)
 class Effect:
-    """Method minus baseline; each field has the batch shape of the scores, NaN where unknown.
+    """Method minus baseline. Each array has the batch shape of the scores, with NaN where a value is unknown.
 
     difference : D of the module's docstring
-    variance, df : of D; its degrees of freedom
+    variance, df : of D, and its degrees of freedom
     v_cases, excess : parts of the variance
-    fixed : the part of v_cases that more runs do not make smaller, of method x case
-    run_share : sum_m v_m^2 / (k (R_m - 1)), of the denominator of df
-    runs, cases, folds : of baseline and method; n; F
+    fixed : the part of v_cases that more runs do not reduce; it comes from method x case
+    run_share : sum_m v_m^2 / (k (R_m - 1)), the runs' part of the denominator of df
+    runs : of baseline and method
+    cases, folds : n, F
     """
 
     difference: np.ndarray
@@ -96,46 +103,47 @@ class Effect:
 
     @property
     def half_width(self) -> np.ndarray:
-        """Of the interval."""
+        """Half the width of the 95 % interval."""
         return np.where(self.variance > 0, stdtrit(self.df, (1 + CONFIDENCE) / 2), 1) * np.sqrt(self.variance)
 
     @property
     def p(self) -> np.ndarray:
-        """Two-sided."""
+        """Two-sided p-value of no difference."""
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where(self.difference == 0, 0, -np.abs(self.difference) / np.sqrt(self.variance))
         return np.where(np.isnan(self.variance), np.nan, np.where(self.variance > 0, 2 * stdtr(self.df, t), t == 0))
 
     @property
     def detectable(self) -> np.ndarray:
-        """The true difference that such runs and cases call significant with POWER, from the noncentral t distribution."""
-        return _needed(self.variance, self.df)
+        """The true difference that such runs and cases call significant with a power of 80 %."""
+        return _detectable(self.variance, self.df)
 
     def runs_needed(self) -> float:
-        """Runs of each method, up to MOST_RUNS, with which the difference seen would be detectable.
+        """Runs of each method, up to MOST_RUNS, with which the difference seen would be detectable. For a batch of shape ().
 
-        What is neither fixed nor excess is in proportion to 1 / runs. Infinity if more runs than that are needed, or more
-        cases; NaN if the spread between runs is unknown. For one comparison, no batch.
+        The part of the variance that is neither fixed nor excess is proportional to 1 / runs. The result is infinity if more
+        runs or more cases are needed, and NaN if the spread between runs is unknown.
         """
         if np.isnan(self.variance) or min(self.runs) == 1 or self.difference == 0:
             return float("nan")
-        runs, now = np.arange(2, MOST_RUNS + 1), 2 / sum(1 / number for number in self.runs)
-        scale, stays = now / runs, self.fixed + self.excess  # (98,)
+        runs = np.arange(2, MOST_RUNS + 1)  # (98,)
+        now = 2 / sum(1 / number for number in self.runs)  # harmonic mean
+        scale, stays = now / runs, self.fixed + self.excess
         variance = stays + (self.variance - stays) * scale
         shares = (self.fixed + (self.v_cases - self.fixed) * scale) ** 2 / (self.cases - self.folds)
         shares = shares + self.run_share * scale**2 * (now - 1) / (runs - 1) + self.excess**2 / max(self.folds - 1, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            enough = runs[_needed(variance, variance**2 / shares) <= abs(self.difference)]
+            enough = runs[_detectable(variance, variance**2 / shares) <= abs(self.difference)]
         return float(enough[0]) if enough.size else float("inf")
 
 
 def compare_runs(baseline: np.ndarray, method: np.ndarray, folds: Sequence[int] | None = None) -> Effect:
-    """The difference of two methods with what is known of its variance; the equations are in the module's docstring.
+    """The difference of two methods with its variance, by the equations of the module's docstring.
 
     Parameters
     ----------
-    baseline, method : (..., R, n), the same cases in the same order, all defined; R may differ
-    folds : (n,), the fold of each case; None for one
+    baseline, method : (..., R, n), the same cases in the same order, without NaN; R may differ
+    folds : (n,), the fold of each case; None for one fold
 
     Raises
     ------
@@ -183,9 +191,9 @@ def compare_runs(baseline: np.ndarray, method: np.ndarray, folds: Sequence[int] 
 
 
 def run_variance(scores: np.ndarray, folds: Sequence[int] | None = None) -> np.ndarray:
-    """Unbiased estimate of the variance between runs; negative by chance where it is small. NaN for one run.
+    """Unbiased estimate of the variance between runs. It can be negative by chance, and is NaN for one run.
 
-    scores (..., R, n), all defined; folds (n,) or None
+    scores : (..., R, n), without NaN; folds : (n,) or None
     """
     scores = np.asarray(scores, float)
     fold_of = np.zeros(scores.shape[-1], int) if folds is None else np.unique(folds, return_inverse=True)[1]
@@ -197,21 +205,17 @@ def run_variance(scores: np.ndarray, folds: Sequence[int] | None = None) -> np.n
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction [5]_: p_(i) -> max_{j <= i} min(1, (m - j + 1) p_(j)), with m the number of defined values.
-
-    NaN stays NaN and does not count.
-    """
+    """Holm's step-down correction [5]_: p_(i) -> max_{j <= i} min(1, (m - j + 1) p_(j)), m the number of values without NaN."""
     values = np.asarray(p_values, float)
     corrected = np.full(values.shape, np.nan)
-    order = [i for i in np.argsort(values, kind="stable") if not np.isnan(values[i])]
-    largest = 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * values[index]))
-        corrected[index] = largest
+    count = np.count_nonzero(~np.isnan(values))
+    order = np.argsort(values)[:count]  # NaN are sorted to the end
+    corrected[order] = np.minimum(np.maximum.accumulate((count - np.arange(count)) * values[order]), 1)
     return corrected.tolist()
 
 
-def _needed(variance: np.ndarray, df: np.ndarray) -> np.ndarray:
+def _detectable(variance: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """From the noncentral t distribution: the noncentrality with POWER, times the standard error."""
     noncentrality = nctdtrinc(df, 1 - POWER, stdtrit(df, (1 + CONFIDENCE) / 2))
     return np.where(variance == 0, 0, noncentrality * np.sqrt(variance))
 
@@ -222,9 +226,9 @@ def _fold_means(values: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
 
 
 def _between_runs(scores: np.ndarray, fold_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variance of the runs' means in each fold (..., F), and the mean square of run x case (...); scores (..., R, n)."""
+    """The variance of the runs' means in each fold (..., F), and the mean square of run x case (...), of scores (..., R, n)."""
     means = _fold_means(scores, fold_of)  # (..., R, F)
     rest = scores - means[..., fold_of]
-    rest = rest - rest.mean(-2, keepdims=True)  # (..., R, n): what neither the run nor the case explains
+    rest = rest - rest.mean(-2, keepdims=True)  # (..., R, n): neither run nor case explains it
     degrees = (scores.shape[-2] - 1) * (scores.shape[-1] - means.shape[-1])
     return means.var(-2, ddof=1), (rest**2).sum((-2, -1)) / degrees

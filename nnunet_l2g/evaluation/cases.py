@@ -1,32 +1,28 @@
-"""Scores many cases, in parallel, each pair of files once."""
+"""Finds the segmentations of many cases by their names, and scores them in parallel."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.geometry import VOXEL_BY_VOXEL, has_spacing, spacing_file
+from nnunet_l2g.evaluation.geometry import VOXEL_BY_VOXEL, has_spacing, read_pair, spacing_file
 from nnunet_l2g.evaluation.labels import Labels
-from nnunet_l2g.evaluation.lesions import match_lesions
-from nnunet_l2g.evaluation.overlap import count_voxels, overlap_scores
-from nnunet_l2g.evaluation.reading import ReadPair, UnequalGrids, odd_files, read_pair
-from nnunet_l2g.evaluation.surfaces import surface_scores
+from nnunet_l2g.evaluation.scores import count_voxels, match_lesions, overlap_scores, surface_scores
 
-FEW = 3  # pairs that are quicker in this process than a pool is started
+FEW = 3  # to score so few pairs takes less time than to start processes
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is computed beside overlap.
-
-    tolerance : of the normalised surface Dice, mm (pixels where the files have no spacing)
-    lesions : lesion by lesion too
+    """tolerance : of the normalised surface Dice, mm (pixels where the files have no spacing)
+    lesions : whether lesion scores are computed too
     lesion_overlap, lesion_min_size : see `match_lesions`
     """
 
@@ -38,7 +34,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Pair:
-    """One case of one run of a method: its files."""
+    """The files of one case: the reference, and the prediction of one run of a method."""
 
     method: str
     case: str
@@ -47,8 +43,41 @@ class Pair:
     run: int = 1
 
 
+def segmentations(folder: Path, ending: str) -> dict[str, Path]:
+    """Segmentation files of a folder by case, sorted. UserError if the folder is missing or has no such file.
+
+    Names that begin with a dot are no cases: macOS writes ._NAME beside each file that it copies.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected one with segmentations (*{ending})")
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = {path.name.removesuffix(ending): path for path in visible if path.name.endswith(ending)}
+    if not files:
+        others = sorted({"".join(path.suffixes[-2:]) for path in visible if path.suffix})
+        raise UserError(
+            f"{folder}: no {ending} file in it, but {', '.join(others) or 'nothing'}; dataset.json says that "
+            f"segmentations end in {ending}"
+        )
+    return files
+
+
+def references_for(cases: list[str], folder: Path, ending: str) -> dict[str, Path]:
+    """The reference of each case. UserError if one has none."""
+    files = segmentations(folder, ending)
+    without = [case for case in cases if case not in files]
+    if without:
+        raise UserError(f"{folder}: no reference for {some(without)}; expected a file of the same name as the prediction")
+    return {case: files[case] for case in cases}
+
+
+def some(names: list[str], limit: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
 def with_unit(labels: Labels, pairs: Sequence[Pair]) -> tuple[Labels, list[str]]:
-    """Labels that say whether distances are mm or pixels, and warnings where a spacing is missing. Opens no image.
+    """Labels that know whether distances are in mm or in pixels, and a warning where spacings are missing. Opens no image.
 
     UserError if some pairs have a spacing and others have none: their distances cannot be averaged.
     """
@@ -56,67 +85,59 @@ def with_unit(labels: Labels, pairs: Sequence[Pair]) -> tuple[Labels, list[str]]
         return labels, []
     files = dict.fromkeys(path for pair in pairs for path in (pair.reference, pair.prediction))
     without = [path for path in files if not has_spacing(path, labels.reader)]
-    unknown = [pair for pair in pairs if pair.reference in without and pair.prediction in without]
     if not without:
         return labels, []
+    unknown = [pair for pair in pairs if pair.reference in without and pair.prediction in without]
     lacking = f"{len(without)} of {len(files)} files have no spacing ({spacing_file(without[0])} is the first that is missing)"
     if not unknown:
         return labels, [f"{lacking}: the spacing of the other file of the pair, prediction or reference, was taken."]
     if len(unknown) < len(pairs):
-        first = spacing_file(unknown[0].reference)
         raise UserError(
-            f"{first}: neither this case's reference nor its prediction has a spacing, other cases have one, and pixels and mm "
-            f'cannot be averaged; write the file: {{"spacing": [z, y, x]}}, in mm'
+            f"{spacing_file(unknown[0].reference)}: neither this case's reference nor its prediction has a spacing, other "
+            f'cases have one, and pixels and mm cannot be averaged; write the file: {{"spacing": [z, y, x]}}, in mm'
         )
     return replace(labels, no_spacing=True), [f"{lacking}: distances and the tolerance of NSD are in pixels, not in mm."]
-
-
-def score_pair(reference: Path, prediction: Path, labels: Labels, options: Options) -> dict[str, dict]:
-    """Scores of every structure of one case: {structure: {"TP", "FP", "FN", "dice", ..., "hd95", ...}}.
-
-    With `options.lesions` also the lesion scores and, for each reference lesion, "lesion_sizes" (voxels) and
-    "lesion_detected". UserError as in `read_pair`.
-    """
-    return _scores(read_pair(reference, prediction, labels), labels, options)
 
 
 def score_pairs(
     pairs: Sequence[Pair], labels: Labels, options: Options, processes: int = 1
 ) -> tuple[dict[tuple[str, int, str], dict[str, dict]], list[str]]:
-    """`score_pair` of each pair, by (method, run, case), and warnings; a progress bar on the terminal.
+    """Scores of each pair by (method, run, case), {structure: {"TP", "FP", "FN", "dice", ..., "hd95", ...}}, and warnings.
 
     Raises
     ------
-    UserError : as in `read_pair`, for the first pair that fails, naming the odd file if its case has others to tell by; or a
-        worker died (memory)
+    UserError : a file is missing, as in `read_pair`, or a process was killed (memory)
     """
     from tqdm import tqdm
 
-    for pair in pairs:
-        for path in (pair.reference, pair.prediction):
-            if not path.is_file():
-                raise UserError(f"{path}: no such file")
-    results, differences = {}, {}
-    with tqdm(total=len(pairs), desc="scoring", unit="case", disable=None) as bar:
-        for pair, scores, difference in _score_all(pairs, labels, options, processes):
-            results[pair] = scores
-            if difference:
-                differences[pair] = difference
-            bar.update()
-    scores = {(pair.method, pair.run, pair.case): results[pair] for pair in pairs}
-    first = next((differences[pair] for pair in pairs if pair in differences), None)
-    if first is None:
+    for path in (path for pair in pairs for path in (pair.reference, pair.prediction)):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+    score = functools.partial(score_pair, labels=labels, options=options)
+    with contextlib.ExitStack() as stack:
+        run = map
+        if processes > 1 and len(pairs) > FEW:
+            spawn = multiprocessing.get_context("spawn")  # a fork of a process with ITK's and torch's threads may hang
+            run = stack.enter_context(ProcessPoolExecutor(min(processes, len(pairs)), spawn)).map
+        try:
+            results = list(tqdm(run(score, pairs), total=len(pairs), desc="scoring", unit="case", disable=None))
+        except BrokenProcessPool as error:
+            raise UserError(f"a scoring process died, perhaps for lack of memory; use fewer than -np {processes}") from error
+    scores = {(pair.method, pair.run, pair.case): found for pair, (found, _) in zip(pairs, results, strict=True)}
+    differences = [difference for _, difference in results if difference]
+    if not differences:
         return scores, []
     return scores, [
         f"HEADERS DIFFER in {len(differences)} of {len(pairs)} pairs of reference and prediction (shape and spacing agree): "
-        f"{first}. {VOXEL_BY_VOXEL}"
+        f"{differences[0]}. {VOXEL_BY_VOXEL}"
     ]
 
 
-def _scores(pair: ReadPair, labels: Labels, options: Options) -> dict[str, dict]:
-    first, second, spacing = pair.reference, pair.prediction, pair.spacing
+def score_pair(pair: Pair, labels: Labels, options: Options) -> tuple[dict[str, dict], str | None]:
+    """Scores of every structure of one case, and how the two headers differ, if they do. UserError as in `read_pair`."""
+    first, second, spacing, difference = read_pair(pair.reference, pair.prediction, labels)
     valid = None if labels.ignore is None else first != labels.ignore
-    scores: dict[str, dict] = {}
+    scores = {}
     for name, values in labels.structures:
         masks = labels.mask(first, values), labels.mask(second, values)
         tp, fp, fn = count_voxels(*masks, valid)
@@ -124,41 +145,5 @@ def _scores(pair: ReadPair, labels: Labels, options: Options) -> dict[str, dict]
         scores[name] |= surface_scores(*masks, spacing, options.tolerance, valid)
         if options.lesions:
             match = match_lesions(*masks, valid, overlap=options.lesion_overlap, min_size=options.lesion_min_size)
-            scores[name] |= match.scores() | {"lesion_sizes": list(match.sizes), "lesion_detected": list(match.detected)}
-    return scores
-
-
-def _score(pair: Pair, labels: Labels, options: Options) -> tuple[dict[str, dict], str | None]:
-    read = read_pair(pair.reference, pair.prediction, labels)
-    return _scores(read, labels, options), read.header_difference
-
-
-def _score_all(
-    pairs: Sequence[Pair], labels: Labels, options: Options, processes: int
-) -> Iterator[tuple[Pair, dict, str | None]]:
-    """Each pair with what `_score` says of it, in any order."""
-
-    def result(pair: Pair, call) -> tuple[Pair, dict, str | None]:
-        try:
-            return pair, *call()
-        except UnequalGrids as error:
-            files = dict.fromkeys(path for p in pairs if p.reference == pair.reference for path in (p.reference, p.prediction))
-            raise UserError(odd_files(list(files), labels) or str(error)) from error
-
-    if processes < 2 or len(pairs) <= FEW:
-        for pair in pairs:
-            yield result(pair, lambda pair=pair: _score(pair, labels, options))
-        return
-    # spawn: a fork of a process with ITK's and torch's threads may hang
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(processes, len(pairs)), mp_context=context)
-    with contextlib.ExitStack() as stack:
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        futures = {pool.submit(_score, pair, labels, options): pair for pair in pairs}
-        try:
-            for future in as_completed(futures):
-                yield result(futures[future], future.result)
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"a scoring process died, perhaps for lack of memory; try fewer than {processes} with -np"
-            ) from error
+            scores[name] |= match.scores()
+    return scores, difference

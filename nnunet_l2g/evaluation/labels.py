@@ -1,4 +1,4 @@
-"""What is to be evaluated, as dataset.json says: labels or regions by name, and the ignore label."""
+"""What dataset.json says of segmentations: labels or regions by name, the ignore label, the file format."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.files import DAMAGE, is_plain_name, read_json
-
-LARGEST = (1 << 16) - 1  # label that nnU-Net writes
+from nnunet_l2g.lookup import quiet
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,7 @@ class Labels:
     ignore : value of unannotated voxels in the reference, or None
     file_ending : of the segmentations, with the dot
     reader : nnU-Net's reader class
-    region_order : of datasets with regions, the value that nnU-Net writes for each, in the order of its channels
-    no_spacing : no file of a format that can have a spacing has one; see `cases.with_unit`
+    no_spacing : whether all files lack a spacing although their format can have one; see `cases.with_unit`
     """
 
     structures: tuple[tuple[str, tuple[int, ...]], ...]
@@ -31,7 +29,6 @@ class Labels:
     ignore: int | None
     file_ending: str
     reader: type
-    region_order: tuple[int, ...] | None = None
     no_spacing: bool = False
 
     @property
@@ -40,7 +37,7 @@ class Labels:
 
     @property
     def pixels(self) -> bool:
-        """Whether distances are pixels, because the files hold no spacing."""
+        """Whether distances are in pixels, because the files hold no spacing."""
         return self.no_spacing or self.reader.__name__ == "NaturalImage2DIO"
 
     def mask(self, segmentation: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
@@ -49,12 +46,12 @@ class Labels:
 
 
 def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
-    """Reads dataset.json with nnU-Net's LabelManager and chooses nnU-Net's reader.
+    """Reads dataset.json with nnU-Net's LabelManager, and chooses nnU-Net's reader.
 
     Parameters
     ----------
     dataset_json : nnU-Net's file
-    example : a segmentation that the reader has to be able to open; None: the first reader of the file ending
+    example : a segmentation that the reader has to open; None takes the first reader of the file ending
 
     Raises
     ------
@@ -71,29 +68,26 @@ def read_labels(dataset_json: Path, example: Path | None = None) -> Labels:
             if name not in ("background", "ignore") and values not in (0, [0])
         )
         known = tuple(int(value) for value in manager.all_labels)
-        order = tuple(int(value) for value in manager.regions_class_order) if manager.has_regions else None
         ignore, ending = manager.ignore_label, content["file_ending"]
-        if not all(0 <= value <= LARGEST for value in (*known, *sum((values for _, values in structures), ()), ignore or 0)):
-            raise ValueError(f"a label is not between 0 and {LARGEST}")
         if not all(values for _, values in structures):
             raise ValueError("a region is empty")
     except (*DAMAGE, AssertionError, RuntimeError) as error:
         raise UserError(
-            f"{dataset_json}: not a dataset.json that nnU-Net can use ({error!r}); mend it, or name another with --dataset-json"
+            f"{dataset_json}: not a dataset.json that nnU-Net can use ({error!r}); correct it, or use another: --dataset-json"
         ) from error
     if not structures:
         raise UserError(f"{dataset_json}: no label beside background; there is nothing to evaluate")
-    return Labels(structures, known, ignore, ending, _reader(content, dataset_json, example), order)
+    return Labels(structures, known, ignore, ending, _reader(content, dataset_json, example))
 
 
 def read_dataset_json(path: Path) -> dict:
-    """The file's content. UserError if it is missing or no JSON object with labels."""
+    """The file's content. UserError if it is missing or is not nnU-Net's dataset.json."""
     try:
         content = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); nnU-Net's dataset.json is needed") from error
     except ValueError as error:
-        raise UserError(f"{path}: no JSON ({error}); mend it, or name another with --dataset-json") from error
+        raise UserError(f"{path}: no JSON ({error}); correct it, or name another with --dataset-json") from error
     if not isinstance(content, dict) or "labels" not in content:
         raise UserError(f'{path}: has no "labels"; expected nnU-Net\'s dataset.json')
     check_version(content, path)
@@ -115,8 +109,6 @@ def check_version(content: dict, path: Path) -> None:
 
 
 def _reader(content: dict, dataset_json: Path, example: Path | None) -> type:
-    from nnunet_l2g.lookup import quiet
-
     try:
         with quiet():
             from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json

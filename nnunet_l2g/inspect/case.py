@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.geometry import VOXEL_BY_VOXEL, geometry_difference, has_spacing, header
-from nnunet_l2g.evaluation.reading import unique_values
+from nnunet_l2g.evaluation.geometry import VOXEL_BY_VOXEL, geometry_difference, has_spacing, header, unique_values
 from nnunet_l2g.images import check_whole, unreadable
 from nnunet_l2g.inspect.model import Model
 from nnunet_l2g.lookup import quiet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnunet_l2g.evaluation.overlap import count_voxels, overlap_scores
+from nnunet_l2g.evaluation import count_voxels, overlap_scores
 from nnunet_l2g.inspect.case import Case
 from nnunet_l2g.inspect.drawing import Panel, coloured, draw_panels
 from nnunet_l2g.inspect.geometry import write_map

@@ -1,6 +1,7 @@
 """`nnunet_l2g compare`: results as nnU-Net leaves them, folders of predictions, the report, and everything that is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -63,23 +64,9 @@ def write_checkpoint(path, epochs, level):
     )
 
 
-def write_summary(validation, references, regions=(1, 2, 3)):
-    from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summary_json
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-    from nnunetv2.utilities.json_export import recursive_fix_for_json_export
-
-    cases = [
-        compute_metrics(str(references / file.name), str(file), SimpleITKIO(), list(regions), 4)
-        for file in validation.glob("*.nii.gz")
-    ]
-    for case in cases:
-        recursive_fix_for_json_export(case)
-    save_summary_json({"metric_per_case": cases, "mean": {}, "foreground_mean": {}}, str(validation / "summary.json"))
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """nnU-Net's folders with two trainers, folds 0 and 1, of 10 cases."""
+    """nnU-Net's folders with two trainers and five folds of 10 cases."""
     root = tmp_path_factory.mktemp("nnunet")
     raw = write_dataset(root / "raw", 10, 2, dataset_id=991, name="Compared", size=SIZE, spacing=SPACING)
     preprocessed = root / "preprocessed" / DATASET
@@ -97,7 +84,7 @@ def finished(tmp_path_factory):
                     preprocessed / "gt_segmentations" / f"{case}.nii.gz", folder / "validation" / f"{case}.nii.gz", rng, shift
                 )
             write_checkpoint(folder / "checkpoint_final.pth", 20, level)
-            write_summary(folder / "validation", preprocessed / "gt_segmentations")
+            (folder / "validation" / "summary.json").write_text("{}")
         (model / "plans.json").write_text(json.dumps(PLANS))
         shutil.copy(raw / "dataset.json", model)
     return root
@@ -111,6 +98,12 @@ def folders(finished, tmp_path, monkeypatch):
     for kind in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{kind}", str(root / kind))
     return root
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    if request.function not in (test_trainings, test_the_page_in_a_browser):
+        monkeypatch.setattr("nnunet_l2g.compare.report.draw_all", lambda comparison: [])
 
 
 def model(folders, trainer) -> Path:
@@ -132,24 +125,23 @@ def edit_json(path, change):
 
 
 def test_trainings(folders, tmp_path, capsys):
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
     output = tmp_path / "report"
     assert compare(output) == 0
     printed = capsys.readouterr().out
     assert "mean foreground" in printed and "WARNING" not in printed and str(output / "report.html") in printed
     report = json.loads((output / "report.json").read_text())
     assert report["methods"] == [BASELINE, OTHER] and report["warnings"] == [] and len(report["cases"]) == 2 * 10 * 3
-    summaries = [
-        json.loads(path.read_text()) for path in sorted(model(folders, BASELINE).glob("fold_*/validation/summary.json"))
-    ]
-    theirs = {
-        Path(case["prediction_file"]).name.removesuffix(".nii.gz"): case["metrics"]["2"]
-        for summary in summaries
-        for case in summary["metric_per_case"]
-    }
-    for row in report["cases"]:
-        if row["method"] == BASELINE and row["structure"] == "myocardium":
-            mine = (row["dice"], row["iou"], row["TP"], row["FP"], row["FN"])
-            assert mine == pytest.approx(tuple(theirs[row["case"]][key] for key in ("Dice", "IoU", "TP", "FP", "FN")))
+    rows = [row for row in report["cases"] if row["method"] == BASELINE and row["structure"] == "myocardium"]
+    references = folders / "preprocessed" / DATASET / "gt_segmentations"
+    for row in rows[:3]:
+        file = f"{row['case']}.nii.gz"
+        prediction = model(folders, BASELINE) / f"fold_{row['fold']}" / "validation" / file
+        theirs = compute_metrics(str(references / file), str(prediction), SimpleITKIO(), [1, 2, 3])["metrics"][2]
+        mine = [row[key] for key in ("dice", "iou", "TP", "FP", "FN")]
+        assert mine == pytest.approx([theirs[key] for key in ("Dice", "IoU", "TP", "FP", "FN")])
     paired = {(row["structure"], row["score"]): row for row in report["paired"]}
     row = paired["mean", "dice"]
     assert row["n"] == 10 and row["low"] < row["difference"] < row["high"] and row["p"] == row["p_holm"]
@@ -157,45 +149,28 @@ def test_trainings(folders, tmp_path, capsys):
     assert paired["myocardium", "dice"]["p_holm"] >= paired["myocardium", "dice"]["p"]
     cost = {row["method"]: row for row in report["cost"]}[OTHER]
     assert (cost["parameters"], cost["epochs"], cost["seconds_per_epoch"]) == (40, 20, pytest.approx(20.8))
-    for name in (
-        "report.md",
-        "cases.csv",
-        "summary.csv",
-        "paired.csv",
-        "cost.csv",
-        *(f"plots/{p}.png" for p in ("differences", "scatter", "curves", "cost")),
-    ):
+    tables = [f"{name}.csv" for name in ("cases", "summary", "paired", "runs", "cost")]
+    for name in ("report.md", *tables, "plots/differences.png", "plots/curves.png"):
         assert (output / name).stat().st_size > 100, name
     page = (output / "report.html").read_text()
-    assert page.count("data:image/png;base64") == 4 and 'src="http' not in page and "href" not in page
-    for line in (output / "report.md").read_text().splitlines():
-        assert not line.startswith("|") or line.count("|") in (5, 10), line
+    assert page.count("data:image/png;base64") == 2 and 'src="http' not in page and "href" not in page
+    for lines in re.findall(r"(?:^\|.*\n)+", (output / "report.md").read_text(), re.M):  # one head, all rows of its width
+        assert len({line.count("|") for line in lines.splitlines()}) == 1 and lines.splitlines()[1].startswith("|--")
 
 
-def test_a_second_run_says_the_same_and_a_changed_prediction_is_scored_again(folders, tmp_path, capsys):
-    output = tmp_path / "report"
-    assert compare(output) == 0
-    first = (output / "paired.csv").read_text()
-    assert compare(output) == 0
-    assert (output / "paired.csv").read_text() == first
-    validation = model(folders, OTHER) / "fold_0" / "validation"
-    changed = sorted(validation.glob("*.nii.gz"))[0]
-    predict(folders / "preprocessed" / DATASET / "gt_segmentations" / changed.name, changed, np.random.default_rng(9), 5)
-    assert compare(output) == 0 and (output / "paired.csv").read_text() != first
-    warning = capsys.readouterr().out.split("WARNING")[-1]
-    assert changed.name.removesuffix(".nii.gz") in warning and "Validate again" in warning
+def test_parallel_scoring_equals_serial(folders, tmp_path):
+    assert compare(tmp_path / "serial") == 0
+    assert compare(tmp_path / "parallel", "-np", 2) == 0
+    assert (tmp_path / "serial" / "cases.csv").read_text() == (tmp_path / "parallel" / "cases.csv").read_text()
 
 
-def test_two_runs_in_five_folds(folders, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("nnunet_l2g.compare.report.draw_all", lambda comparison: [])
+def test_two_runs_in_five_folds(folders, tmp_path, capsys):
     references = folders / "preprocessed" / DATASET / "gt_segmentations"
     for trainer, shift in ((BASELINE, 3), (OTHER, 2)):
         again = model(folders, f"{trainer}_run2")
         shutil.copytree(model(folders, trainer), again, copy_function=shutil.copy2)
         for path in sorted(again.glob("fold_*/validation/*.nii.gz")):
             predict(references / path.name, path, np.random.default_rng(len(path.name) + shift), shift)
-        for fold in range(5):
-            write_summary(again / f"fold_{fold}" / "validation", references)
     assert compare(tmp_path / "report", "--runs", 2) == 0
     printed = capsys.readouterr().out
     assert "2 runs of each, 10 cases, validation cases of folds 0, 1, 2, 3, 4" in printed and "WARNING" not in printed
@@ -207,49 +182,22 @@ def test_two_runs_in_five_folds(folders, tmp_path, capsys, monkeypatch):
     assert f"{OTHER}_run2__nnUNetPlans__3d_fullres is no further run of" in capsys.readouterr().err
 
 
-def test_parallel_scoring_equals_serial(folders, tmp_path):
-    assert compare(tmp_path / "serial") == 0
-    assert compare(tmp_path / "parallel", "-np", 2) == 0
-    assert (tmp_path / "serial" / "cases.csv").read_text() == (tmp_path / "parallel" / "cases.csv").read_text()
-
-
 def test_folders_of_predictions_three_methods_and_lesions(folders, tmp_path, capsys):
     reference = folders / "raw" / DATASET / "labelsTs"
     for name, shift in (("a", 1), ("b", 2), ("c", 3)):
         for file in reference.iterdir():
             predict(file, tmp_path / name / file.name, np.random.default_rng(shift), shift)
-    named = [f"{name}={tmp_path / name}" for name in "abc"]
     output = tmp_path / "report"
-    arguments = [
-        "compare",
-        "--predictions",
-        *named,
-        "--reference",
-        str(reference),
-        "--lesions",
-        "-o",
-        str(output),
-    ]
+    named = [f"{name}={tmp_path / name[0]}" for name in ("a", "b", "c<i>")]
+    arguments = ["compare", "--predictions", *named, "--reference", str(reference), "--lesions", "-o", str(output)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert (
-        "lesion F1" in printed
-        and "lesion recall by size" in printed
-        and "2 cases only" in printed
-        and "these two models" in printed
-    )
+    assert all(text in printed for text in ("lesion F1", "2 cases only", "these two models"))
     report = json.loads((output / "report.json").read_text())
-    assert report["methods"] == ["a", "b", "c"] and {row["baseline"] for row in report["paired"]} == {"a"}
-    assert report["lesion_recall_by_size"] and report["summary"][0].keys() == {
-        "method",
-        "structure",
-        "score",
-        "n",
-        "mean",
-        "sd",
-        "median",
-    }
-    assert not (output / "plots" / "curves.png").exists() and not (output / "plots" / "cost.png").exists()
+    assert report["methods"] == ["a", "b", "c<i>"] and {row["baseline"] for row in report["paired"]} == {"a"}
+    assert report["summary"][0].keys() == {"method", "structure", "score", "n", "mean", "sd", "median"}
+    page = (output / "report.html").read_text()
+    assert "c&lt;i&gt;" in page and "c<i>" not in page  # a method may have any name
 
 
 def test_regions_and_ignore_label(tmp_path):
@@ -293,14 +241,12 @@ def test_two_dimensional_png(tmp_path, capsys):
 
 
 def test_the_page_in_a_browser(folders, tmp_path):
-    """Rendered headless: every picture has its size, nothing is wider than the window, no error on the console."""
-    import re
+    """Rendered headless: every picture has its size, nothing is wider than the window."""
     import subprocess
 
     browser = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip("no chromium")
-    (folders / "raw").rename(folders / "a & <b>")  # names are escaped
     assert compare(tmp_path / "report") == 0
     page = tmp_path / "report" / "report.html"
     probe = page.read_text().replace(
@@ -308,23 +254,15 @@ def test_the_page_in_a_browser(folders, tmp_path):
         """<script>
         const images = [...document.images].map(i => i.complete && i.naturalWidth > 300);
         document.body.dataset.probe = JSON.stringify({images, wide: document.documentElement.scrollWidth > innerWidth,
-            tables: document.querySelectorAll('table').length, errors: window.failed || 0});</script></body>""",
+            tables: document.querySelectorAll('table').length});</script></body>""",
     )
     (tmp_path / "probe.html").write_text(probe)
-    command = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1000,800",
-    ]
-    done = subprocess.run(
-        [*command, "--dump-dom", (tmp_path / "probe.html").as_uri()], capture_output=True, text=True, timeout=120
-    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = [browser, *options, "--window-size=1000,800", (tmp_path / "probe.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'data-probe="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
-    assert json.loads(found[1].replace("&quot;", '"')) == {"images": [True] * 4, "wide": False, "tables": 8, "errors": 0}
+    assert json.loads(found[1].replace("&quot;", '"')) == {"images": [True] * 2, "wide": False, "tables": 8}
 
 
 # unfair, but compared: said loudly
@@ -340,136 +278,66 @@ def test_unfair_comparisons_are_said_loudly(folders, tmp_path, capsys):
     for fold in range(2):
         write_checkpoint(other / f"fold_{fold}" / "checkpoint_final.pth", 30, 0.8)
     edit_json(folders / "preprocessed" / DATASET / "splits_final.json", lambda splits: splits[1]["val"].pop())
-    (model(folders, BASELINE) / "fold_1" / "checkpoint_latest.pth").touch()
     assert compare(tmp_path / "report", folds="0 1") == 0
     text = "\n".join(warnings_of(tmp_path / "report"))
     assert "patch_size [8, 32, 32] / [8, 64, 64]" in text
     assert f"other numbers of epochs: {BASELINE} 20, {OTHER} 30" in text
     assert "Folds 0, 1 only" in text and "newer than validation/summary.json" in text and "4 cases only" in text
-    assert "splits_final.json has another fold 1" in text and "another training began" in text
+    assert "splits_final.json has another fold 1" in text
     assert "WARNING" in capsys.readouterr().out
     assert "Read this first" in (tmp_path / "report" / "report.html").read_text()
 
 
-def test_a_checkpoint_that_would_run_code_is_not_unpickled_and_the_text_log_serves(folders, tmp_path):
+def test_a_checkpoint_that_would_run_code_is_not_unpickled(folders, tmp_path):
     class Evil:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
 
-    for fold in range(5):
-        folder = model(folders, OTHER) / f"fold_{fold}"
-        torch.save({"network_weights": {}, "logging": Evil(), "current_epoch": 3}, folder / "checkpoint_final.pth")
-        (folder / "training_log_2026_1_1_00_00_00.txt").write_text(
-            "2026-01-01 00:00:00.1: Epoch 0\n2026-01-01 00:00:09.1: train_loss -0.1\n: val_loss -0.2\n"
-            ": Pseudo dice [np.float32(0.5), nan, np.float32(0.7)]\n: Epoch time: 9.5 s\n: Epoch 1\n: train_loss -0.2\n"
-        )
-        (folder / "training_log_2026_1_2_00_00_00.txt").write_text(
-            ": Epoch 1\n: train_loss -0.3\n: val_loss 1e-3\n: Pseudo dice [0.6, 0.8]\n: Epoch time: 10.5 s\n"
-        )
+    torch.save({"logging": Evil(), "current_epoch": 3}, model(folders, OTHER) / "fold_2" / "checkpoint_final.pth")
     assert compare(tmp_path / "report") == 0
     assert not (tmp_path / "executed").exists()
-    cost = {row["method"]: row for row in json.loads((tmp_path / "report" / "report.json").read_text())["cost"]}[OTHER]
-    assert (cost["epochs"], cost["parameters"], cost["seconds_per_epoch"]) == (2, None, 10)
-
-
-def test_the_text_log_of_a_killed_and_continued_training(tmp_path):
-    from nnunet_l2g.compare.curves import read_logs
-
-    (tmp_path / "training_log_2026_1_9_01_00_00.txt").write_text(
-        ": Epoch 0\n: train_loss -0.1\n: val_loss -0.2\n: Pseudo dice [0.5, nan]\n: Epoch time: 9.5 s\n"
-        ": Epoch 1\n: train_loss -9\n: Epoch time: 99 s\n"
-    )
-    (tmp_path / "training_log_2026_1_10_01_00_00.txt").write_text(
-        ": Epoch 1\n: train_loss -0.3\n: val_loss 1e-3\n: Pseudo dice [0.6, 0.8]\n: Epoch time: 10 s\n"
-    )
-    curves = read_logs(tmp_path)
-    assert curves.train_loss == [-0.1, -0.3] and curves.val_loss == [-0.2, 1e-3] and curves.seconds == [9.5, 10]
-    assert curves.pseudo_dice == pytest.approx([0.5, 0.7]) and curves.seconds_per_epoch == 9.75
-    assert read_logs(tmp_path / "nowhere").epochs == 0
+    text = "\n".join(warnings_of(tmp_path / "report"))
+    assert f"{OTHER}: checkpoint_final.pth of fold 2 cannot be read without running code" in text
 
 
 # refused, before anything is computed
 
 
-def refuse(folders, remove=(), json_change=None):
-    for path in remove:
-        target = model(folders, OTHER) / path
-        shutil.rmtree(target) if target.is_dir() else target.unlink()
-    if json_change:
-        edit_json(model(folders, OTHER) / json_change[0], json_change[1])
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("spoilt", "message"),
     [
-        (
-            dict(remove=["fold_3"]),
-            r"fold_3: missing; nnUNetv2_train Dataset991_Compared 3d_fullres 3 -tr nnUNetTrainerL2GNet -p nnUNetPlans$",
-        ),
-        (dict(remove=["fold_3/validation"]), r"fold_3: not validated; .* --val$"),
-        (dict(remove=["fold_3/checkpoint_final.pth"]), r"fold_3: missing"),
-        (dict(remove=["plans.json"]), r"plans.json: cannot be used \(FileNotFoundError"),
-        (dict(remove=["dataset.json"]), r"dataset.json: cannot be read"),
-        (dict(json_change=("dataset.json", lambda d: d["labels"].update(scar=4))), "declares other labels than"),
-        (
-            dict(json_change=("plans.json", lambda p: p.pop("configurations"))),
-            r"plans.json: cannot be used \(KeyError: 'configurations'",
-        ),
-        (
-            dict(json_change=("fold_2/validation/summary.json", lambda s: s.pop("metric_per_case"))),
-            r"fold_2/validation/summary.json: not a summary",
-        ),
-        (
-            dict(json_change=("fold_2/validation/summary.json", lambda s: s["metric_per_case"].pop())),
-            r"fold_2/validation: holds 2 segmentations, its summary.json 1; they differ in phantom_tr007",
-        ),
+        ("fold_3", r"fold_3: missing; nnUNetv2_train Dataset991_Compared 3d_fullres 3 -tr nnUNetTrainerL2GNet -p nnUNetPlans$"),
+        ("fold_3/validation", r"fold_3: not validated; .* --val$"),
+        ("fold_3/checkpoint_final.pth", r"fold_3: missing"),
+        ("plans.json", r"plans.json: cannot be used \(FileNotFoundError"),
+        ("dataset.json", r"dataset.json: cannot be read"),
     ],
 )
-def test_results_that_cannot_be_compared_are_refused(folders, tmp_path, capsys, spoil, message):
-    import re
-
-    refuse(folders, **spoil)
+def test_models_that_lack_something_are_refused(folders, tmp_path, capsys, spoilt, message):
+    target = model(folders, OTHER) / spoilt
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
     assert compare(tmp_path / "report") == 1
-    error = capsys.readouterr().err
-    assert re.search(message, error, re.M), error
+    assert re.search(message, capsys.readouterr().err, re.M)
     assert not (tmp_path / "report").exists()
 
 
-def test_unequal_cases_and_corrupt_files_are_refused(folders, tmp_path, capsys):
-    validation = model(folders, OTHER) / "fold_1" / "validation"
-    summary = (validation / "summary.json").read_text()
-    (validation / "summary.json").write_text(summary[:100])
+def test_other_labels_and_damaged_plans_are_refused(folders, tmp_path, capsys):
+    edit_json(model(folders, OTHER) / "plans.json", lambda plans: plans.pop("configurations"))
     assert compare(tmp_path / "report") == 1
-    assert "fold_1/validation/summary.json: not a summary of nnU-Net (JSONDecodeError" in capsys.readouterr().err
-    (validation / "phantom_tr001.nii.gz").unlink()
-    edit = json.loads(summary)
-    edit["metric_per_case"] = [case for case in edit["metric_per_case"] if "tr001" not in case["prediction_file"]]
-    (validation / "summary.json").write_text(json.dumps(edit))
+    assert "plans.json: cannot be used (KeyError: 'configurations'" in capsys.readouterr().err
+    edit_json(model(folders, OTHER) / "dataset.json", lambda content: content["labels"].update(scar=4))
     assert compare(tmp_path / "report") == 1
-    assert f"{BASELINE} and {OTHER} have other cases: only {BASELINE} has phantom_tr001" in capsys.readouterr().err
+    assert "declares other labels than" in capsys.readouterr().err
 
 
-def test_files_that_do_not_fit_their_reference_are_named(folders, tmp_path, capsys):
+def test_values_that_dataset_json_does_not_declare_and_an_unreadable_file(folders, tmp_path, capsys):
     file = model(folders, OTHER) / "fold_0" / "validation" / "phantom_tr000.nii.gz"
     good = sitk.ReadImage(str(file))
-    size, spacing = good.GetSize(), good.GetSpacing()
-
-    def changed(change):
-        image = sitk.Image(good)
-        change(image)
-        return image
-
-    out_of_range = sitk.GetImageFromArray(np.full(size[::-1], 7, np.uint8))
-    out_of_range.CopyInformation(good)
-    for image, message in (
-        (good[:, :, 1:], "shape"),
-        (changed(lambda i: i.SetSpacing([s * 1.1 for s in spacing])), "spacing ("),
-        (out_of_range, "holds the values [7.0]; dataset.json declares [0, 1, 2, 3]"),
-    ):
-        sitk.WriteImage(image, str(file))
-        assert compare(tmp_path / "report") == 1
-        error = capsys.readouterr().err
-        assert message in error and str(file) in error
+    sevens = sitk.GetImageFromArray(np.full(good.GetSize()[::-1], 7, np.uint8))
+    sevens.CopyInformation(good)
+    sitk.WriteImage(sevens, str(file))
+    assert compare(tmp_path / "report") == 1
+    assert f"{file}: holds the values [7.0]; dataset.json declares [0, 1, 2, 3]" in capsys.readouterr().err
     file.write_bytes(b"no image")
     assert compare(tmp_path / "report") == 1
     assert f"{file}: SimpleITKIO cannot read it" in capsys.readouterr().err
@@ -587,7 +455,7 @@ def test_train_fills_in_what_is_missing(planned, tmp_path, monkeypatch, capsys):
     report = json.loads((output / "report.json").read_text())
     assert all(row["gflops"] > 0.1 and row["seconds_per_case"] > 0 for row in report["cost"])
     assert len(report["shift"]) == 2 * 2 and all(0 <= row["dice"] <= 1 for row in report["shift"])
-    assert (output / "plots" / "shift.png").stat().st_size > 10_000 and "Perturbed images" in (output / "report.md").read_text()
+    assert "Dice on perturbed images" in (output / "report.md").read_text()
     again = run("--train", "--shift")[1].out
     assert "nnUNetv2_train" not in again and "writing the images" not in again and "Predicting" not in again
     assert json.loads((output / "report.json").read_text())["shift"] == report["shift"]

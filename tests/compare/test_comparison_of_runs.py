@@ -1,6 +1,7 @@
 """Runs in a comparison: what the report says of them, ensembles, and what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -9,14 +10,12 @@ import SimpleITK as sitk
 from scipy import stats
 
 from nnunet_l2g.cli import main
-from nnunet_l2g.compare.command import more_runs
-from nnunet_l2g.compare.ensemble import area_under_risk_coverage
-from nnunet_l2g.compare.fairness import model_warnings
+from nnunet_l2g.compare.fairness import _other_settings, model_warnings
 from nnunet_l2g.compare.models import Model
 from nnunet_l2g.compare.results import Run
 from nnunet_l2g.compare.tables import paired_tables
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.evaluation.names import SCORES
+from nnunet_l2g.evaluation.scores import SCORES
 
 SHAPE = (4, 8, 8)
 
@@ -114,26 +113,31 @@ def test_runs_with_other_cases_and_a_folder_twice(folders, capsys):
     assert "A run 2 and A have the same scores in every case" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("spoilt", ["plans", "epochs"])
-def test_runs_of_other_plans_or_lengths_are_refused(tmp_path, spoilt):
-    models = [
-        Model("A", "T", "P", "2d", tmp_path / "T__P__2d"),
-        Model("A run 2", "T_run2", "P", "2d", tmp_path / "T_run2__P__2d", 2),
-    ]
-    runs = [Run("A", {}, epochs={"0": 20}), Run("A run 2", {}, epochs={"0": 30 if spoilt == "epochs" else 20})]
-    for model, size in zip(models, (8, 16 if spoilt == "plans" else 8), strict=True):
-        model.folder.mkdir()
-        plans = {"plans_name": "P", "configurations": {"2d": {"patch_size": [size, size]}}}
-        (model.folder / "plans.json").write_text(json.dumps(plans))
-    found = {"plans": r"patch_size \[8, 8\] / \[16, 16\]", "epochs": r"epochs \[20\] / \[30\]"}[spoilt]
-    with pytest.raises(UserError, match=f"T_run2__P__2d is no further run of T__P__2d: {found}. Runs differ"):
+def model(folder, name, run=1, size=8, channel="CT"):
+    """A model's folder with plans of this patch size, and a dataset.json with this channel."""
+    (folder / name).mkdir()
+    plans = {"plans_name": "P", "configurations": {"2d": {"patch_size": [size, size]}}}
+    (folder / name / "plans.json").write_text(json.dumps(plans))
+    (folder / name / "dataset.json").write_text(json.dumps({"labels": {"a": 1}, "channel_names": {"0": channel}}))
+    return Model(name, name, "P", "2d", folder / name, run)
+
+
+@pytest.mark.parametrize(
+    ("change", "epochs", "found"),
+    [
+        ({"size": 16}, 20, r"patch_size \[8, 8\] / \[16, 16\]"),
+        ({"channel": "MR"}, 20, r'channel_names {"0": "CT"} / {"0": "MR"}'),
+        ({}, 30, r"epochs \[20\] / \[30\]"),
+    ],
+)
+def test_runs_of_one_method_must_not_differ_and_methods_are_warned_of(tmp_path, change, epochs, found):
+    models = [model(tmp_path, "T"), model(tmp_path, "T_run2", 2, **change)]
+    runs = [Run("T", {}, epochs={"0": 20}), Run("T_run2", {}, epochs={"0": epochs})]
+    with pytest.raises(UserError, match=f"T_run2 is no further run of .*T: {found}. Runs differ"):
         model_warnings(models, ["0"], runs, "D")
-
-
-def test_the_command_for_more_runs():
-    assert more_runs(["compare", "-tr", "A B", "--runs", "1", "2", "-o", "x", "--train"]) == (
-        "nnunet_l2g compare -tr 'A B' -o x --runs 3 --train"
-    )
+    if change:
+        (warning,) = _other_settings(models)
+        assert re.search(f"T and T_run2 were trained with other settings: {found}", warning)
 
 
 def made_up(values, folds):
@@ -179,7 +183,7 @@ def test_majority_and_disagreement(folders, capsys):
     printed = capsys.readouterr().out
     content, paired = report(folders)
     assert content["methods"] == ["A", "B", "A ensemble", "B ensemble"] and len(content["findings"]) == 1
-    assert "8 of 8 ensemble cases are majority votes" in printed and "AURC" in printed
+    assert "Where runs disagree" in printed
     folder = folders / "out" / "ensemble" / "1_A"
     runs = np.stack([read(folders / f"A{run}" / "p.nii.gz") for run in (1, 2, 3)])
     expected = stats.mode(runs, axis=0).mode
@@ -197,47 +201,5 @@ def test_majority_and_disagreement(folders, capsys):
     assert found["disagreement"] == pytest.approx(1 - np.mean(pairs))
     assert paired["A ensemble", "mean", "dice"]["difference"] > 0  # three of five voxels are right by themselves
     assert paired["A ensemble", "mean", "dice"]["p"] is None
-
-
-def test_probabilities_are_averaged_where_all_runs_have_them(folders, capsys):
-    generator = np.random.default_rng(3)
-    given = []
-    for run in (1, 2):
-        for case in "pqrs":
-            probabilities = generator.dirichlet([1, 1, 1], SHAPE).transpose(3, 0, 1, 2)
-            given.append(probabilities)
-            np.savez_compressed(folders / f"B{run}" / f"{case}.npz", probabilities=probabilities.astype(np.float16))
-    assert compare(folders, ["A1", "B1", "B2"], "--ensemble") == 0
-    mean = (given[0].astype(np.float16).astype(np.float32) + given[4].astype(np.float16)) / 2
-    assert np.array_equal(read(folders / "out" / "ensemble" / "1_B" / "p.nii.gz"), mean.argmax(0))
-    assert "majority votes" not in capsys.readouterr().out
-    np.savez(folders / "B2" / "q.npz", probabilities=np.zeros((2, *SHAPE)))
-    assert compare(folders, ["A1", "B1", "B2"], "--ensemble") == 1
-    assert (
-        "q.npz cannot be used as probabilities (ValueError: shape (2, 4, 8, 8), expected (3, 4, 8, 8))"
-        in capsys.readouterr().err
-    )
-    (folders / "B2" / "q.npz").write_bytes(b"PK no zip")
-    assert compare(folders, ["A1", "B1", "B2"], "--ensemble") == 1 and "q.npz cannot be used" in capsys.readouterr().err
     assert compare(folders, ["A1", "B1"], "--ensemble") == 1
     assert "--ensemble: no method has several runs" in capsys.readouterr().err
-
-
-def test_regions_are_averaged_as_nnunet_does():
-    from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
-    from nnunet_l2g.compare.ensemble import _segment
-    from nnunet_l2g.evaluation.labels import Labels
-
-    manager = LabelManager({"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
-    labels = Labels((("whole", (1, 2)), ("core", (2,))), (0, 1, 2), None, ".nii.gz", object, (1, 2))
-    probabilities = np.random.default_rng(4).random((2, *SHAPE))
-    assert np.array_equal(_segment(probabilities, labels), manager.convert_probabilities_to_segmentation(probabilities))
-
-
-def test_area_under_the_risk_coverage_curve():
-    risk = np.array([0.1, 0.2, 0.6])
-    best = (0.1 + 0.15 + 0.3) / 3
-    assert area_under_risk_coverage(risk, risk) == pytest.approx(best)
-    assert area_under_risk_coverage(-risk, risk) == pytest.approx((0.6 + 0.4 + 0.3) / 3)
-    assert np.isnan(area_under_risk_coverage(np.zeros(0), np.zeros(0)))

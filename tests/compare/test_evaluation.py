@@ -1,4 +1,4 @@
-"""Overlap and surface scores against closed forms, brute force and other people's implementations; whole folders."""
+"""Overlap, surfaces and lesions against closed forms, brute force and other implementations; perturbations of images."""
 
 import itertools
 from pathlib import Path
@@ -8,10 +8,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import label
 
-from nnunet_l2g.evaluation import count_voxels, overlap_scores, surface_scores
+from nnunet_l2g.evaluation import count_voxels, match_lesions, overlap_scores, surface_scores
+from nnunet_l2g.evaluation.scores import surface_voxels
 from nnunet_l2g.evaluation.shifts import STRENGTHS, TITLES, perturb
-from nnunet_l2g.evaluation.surfaces import surface_voxels
 
 SHAPES = st.one_of(st.tuples(*[st.integers(1, 8)] * 2), st.tuples(*[st.integers(1, 5)] * 3))
 
@@ -154,24 +155,6 @@ def test_empty_masks():
     assert all(np.isnan(value) for value in surface_scores(full, full, (1, 1, 1), 1, valid=empty).values())
 
 
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"spacing": (1.0, 1.0)}, r"spacing \(1.0, 1.0\): expected 3 positive numbers"),
-        ({"spacing": (1.0, 0.0, 1.0)}, "expected 3 positive numbers"),
-        ({"spacing": (1.0, np.nan, 1.0)}, "expected 3 positive numbers"),
-        ({"tolerance": -1.0}, "tolerance -1.0: expected 0 or more"),
-        ({"tolerance": np.nan}, "tolerance nan: expected 0 or more"),
-        ({"prediction": np.ones((1, 2, 3), bool)}, r"prediction has shape \(1, 2, 3\), reference \(4, 5, 6\)"),
-        ({"valid": np.ones((4, 5, 6))}, "valid: expected a boolean array, got float64"),
-    ],
-)
-def test_bad_arguments_are_named(keywords, message):
-    mask = np.ones((4, 5, 6), bool)
-    with pytest.raises(ValueError, match=message):
-        surface_scores(**{"reference": mask, "prediction": mask, "spacing": (1, 1, 1), "tolerance": 1, **keywords})
-
-
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.8, 1.1)])
 def test_equals_monai(spacing):
     monai = pytest.importorskip("monai.metrics")
@@ -199,11 +182,102 @@ def test_is_close_to_deepminds_area_weighted_surfaces():
     assert found["assd"] == pytest.approx((there + back) / 2, abs=0.3)
 
 
-@pytest.mark.parametrize("array", [[0.0, 2, 2, 7], [0.5, 1, 1], [-1.0, 0], [1e9, 0], [float("nan"), 1]])
-def test_unique_values(array):
-    from nnunet_l2g.evaluation.reading import unique_values
+# lesions
 
-    assert np.array_equal(unique_values(np.array(array, np.float32)), np.unique(np.array(array, np.float32)), equal_nan=True)
+
+def mask(*rows):
+    return np.array([[character == "#" for character in row] for row in rows])
+
+
+def matched_by_loops(reference, prediction, overlap=0.0, min_size=1):
+    """Loops over all pairs of components, as the rule is written."""
+    corners = np.ones((3,) * reference.ndim)
+    lesions, n = label(reference, corners)
+    components, m = label(prediction, corners)
+    all_lesions = [lesions == i for i in range(1, n + 1)]
+    everything = [components == j for j in range(1, m + 1)]
+    predicted = [p for p in everything if p.sum() >= min_size]
+    counted = [r for r in all_lesions if r.sum() >= min_size]
+    small = [r for r in all_lesions if r.sum() < min_size]
+    found = [any((r & p).sum() > 0 and (r & p).sum() / r.sum() >= overlap for p in predicted) for r in counted]
+    right = [p for p in predicted if any((r & p).any() for r in counted)]
+    wrong = [p for p in predicted if not any((r & p).any() for r in counted) and not any((r & p).any() for r in small)]
+    return sorted(zip([int(r.sum()) for r in counted], found, strict=True)), len(right) + len(wrong), len(right)
+
+
+@settings(deadline=None, max_examples=100)
+@given(cases(), st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.integers(1, 4))
+def test_lesions_equal_the_rule_written_as_loops(case, overlap, min_size):
+    masks = case[:2]
+    match = match_lesions(*masks, overlap=overlap, min_size=min_size)
+    sizes = sorted(zip(match.sizes, match.detected, strict=True))
+    assert (sizes, match.predicted, match.correct) == matched_by_loops(*masks, overlap, min_size)
+
+
+@settings(deadline=None, max_examples=50)
+@given(cases())
+def test_recall_of_one_side_is_precision_of_the_other_and_a_mask_finds_itself(case):
+    masks = case[:2]
+    there, back = match_lesions(*masks).scores(), match_lesions(*reversed(masks)).scores()
+    for name, other in (("lesion_recall", "lesion_precision"), ("lesion_f1", "lesion_f1")):
+        assert there[name] == pytest.approx(back[other], nan_ok=True)
+    same = match_lesions(masks[0], masks[0], overlap=1.0).scores()
+    assert all(np.isnan(value) if not masks[0].any() else value == 1 for value in same.values())
+
+
+def test_one_component_over_two_lesions_and_two_on_one():
+    lesions = mask("##...##", ".......")
+    bridge = mask(".#####.", ".......")
+    match = match_lesions(lesions, bridge)
+    assert (match.sizes, match.detected, match.predicted, match.correct) == ((2, 2), (True, True), 1, 1)
+    assert match.scores() == {"lesion_precision": 1, "lesion_recall": 1, "lesion_f1": 1}
+    match = match_lesions(bridge, lesions)
+    assert (match.sizes, match.detected, match.predicted, match.correct) == ((5,), (True,), 2, 2)
+
+
+def test_closed_form_of_precision_recall_and_f1():
+    reference = mask("##..##..##", "..........", "..........")
+    prediction = mask("#.........", "..........", "#.........")  # one of three lesions found, one of two components right
+    scores = match_lesions(reference, prediction).scores()
+    assert scores == pytest.approx({"lesion_precision": 1 / 2, "lesion_recall": 1 / 3, "lesion_f1": 0.4})
+
+
+def test_lesions_of_empty_masks():
+    empty, full = np.zeros((3, 3, 3), bool), np.ones((3, 3, 3), bool)
+    assert all(np.isnan(value) for value in match_lesions(empty, empty).scores().values())
+    assert set(match_lesions(empty, full).scores().values()) == {0.0}
+    assert set(match_lesions(full, empty).scores().values()) == {0.0}
+
+
+def test_ignored_voxels_hide_lesions():
+    reference, prediction = mask("##..##"), mask("....#.")
+    valid = ~mask("##....")
+    assert match_lesions(reference, prediction, valid).scores()["lesion_recall"] == 1
+    assert match_lesions(reference, prediction).scores()["lesion_recall"] == 0.5
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: surface_scores(m, m, (1.0,), 1), r"spacing \(1.0,\): expected 2 positive numbers"),
+        (lambda m: surface_scores(m, m, (1.0, 0.0), 1), "expected 2 positive numbers"),
+        (lambda m: surface_scores(m, m, (1.0, np.nan), 1), "expected 2 positive numbers"),
+        (lambda m: surface_scores(m, m, (1, 1), -1.0), "tolerance -1.0: expected 0 or more"),
+        (lambda m: surface_scores(m, m, (1, 1), np.nan), "tolerance nan: expected 0 or more"),
+        (lambda m: surface_scores(m, m, (1, 1), 1, m * 1.0), "valid: expected a boolean array, got float64"),
+        (lambda m: match_lesions(m, m, overlap=50), "overlap 50: expected a fraction"),
+        (lambda m: match_lesions(m, m, min_size=0), "min_size 0: expected 1"),
+        (lambda m: count_voxels(m, m[:1]), r"prediction has shape \(1, 3\), reference \(2, 3\)"),
+        (lambda m: count_voxels(m, m.astype(int)), "prediction: expected a boolean array, got int64"),
+        (lambda m: count_voxels(m[0], m[0]), r"masks of shape \(3,\): expected 2 or 3"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(np.ones((2, 3), bool))
 
 
 # perturbations
