@@ -300,7 +300,7 @@ BROKEN = {
                                "name no target; make some with `nnunet_l2g adapt -s 981 -t TARGET"),
     "another format": (plans_with(lambda target: target.update(format=1)), "target format 1, expected 2"),
     "no entry": (plans_with(lambda target: target["configurations"].update({"2d": 3})), "are not as adapt writes them"),
-    "another configuration": (plans_with(lambda target: target["configurations"].pop("2d")), "for 3d_fullres, not for 2d.* -c 2d"),
+    "another configuration": (plans_with(lambda d: d["configurations"].pop("2d")), "for 3d_fullres, not for 2d.* -c 2d"),
     "a name that leaves": (entry_with(data="../precious"), "expected a name without slashes"),
     "another source": (entry_with(source_data="0"), "are not those that"),
     "target deleted": (lambda p: shutil.rmtree(p.path("preprocessed", TARGET)),
