@@ -146,20 +146,14 @@ def _names_a_module(name: str) -> bool:
     """Whether nnU-Net finds a torch.nn.Module under a name. Only known packages are searched, because a search imports them."""
     import dynamic_network_architectures
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-
-    module, _, attribute = name.rpartition(".")
-    if not name.startswith(KNOWN):  # a user's own class, if it is imported already
-        return _is_module(getattr(sys.modules.get(module), attribute, None))
-    found = None
-    with contextlib.suppress(pydoc.ErrorDuringImport):
-        found = pydoc.locate(name)
-    if found is None:  # a class that has moved within its package: nnU-Net searches for it
-        folder = Path(dynamic_network_architectures.__path__[0], "architectures")
-        found = recursive_find_python_class(str(folder), attribute, "dynamic_network_architectures.architectures")
-    return _is_module(found)
-
-
-def _is_module(found: object) -> bool:
     from torch import nn
 
+    module, _, attribute = name.rpartition(".")
+    found = getattr(sys.modules.get(module), attribute, None)  # a user's own class, if it is imported already
+    if name.startswith(KNOWN):
+        with contextlib.suppress(pydoc.ErrorDuringImport):
+            found = pydoc.locate(name)
+        if found is None:  # a class that has moved within its package: nnU-Net searches for it
+            folder = Path(dynamic_network_architectures.__path__[0], "architectures")
+            found = recursive_find_python_class(str(folder), attribute, "dynamic_network_architectures.architectures")
     return inspect.isclass(found) and issubclass(found, nn.Module)

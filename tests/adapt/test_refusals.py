@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -137,6 +138,9 @@ def test_channels_that_do_not_lie_on_one_grid_are_refused(tmp_path, reader, voxe
     assert found.shape[0] == 2 and sorted(found[0].ravel()) == sorted(VOXELS.ravel())
     write(tmp_path / "a_0001.nii.gz", voxels, **geometry)
     with pytest.raises(UserError, match=rf"case a: .*a_0001.nii.gz:? .*({words})"):
+        read_case("a", files, reader, 2)
+    Path(files[0]).write_bytes(b"no")
+    with pytest.raises(UserError, match=rf"case a: .*a_0000.nii.gz: the source reader {reader} cannot read it"):
         read_case("a", files, reader, 2)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import gzip
-import io
 import json
 import pickle
 import shutil
@@ -99,32 +98,30 @@ def one_error(capsys, status, *words):
     assert all(str(word) in lines[0] for word in words), lines[0]
 
 
-def bombs(marker: Path) -> dict[str, bytes]:
-    """Ways to plant a payload in a checkpoint."""
-    torch_file, archive = io.BytesIO(), io.BytesIO()
-    torch.save({"network_weights": {}, "extra": Bomb(marker)}, torch_file)
-    with zipfile.ZipFile(archive, "w") as content:  # torch's layout, by hand
-        content.writestr("archive/data.pkl", pickle.dumps({"network_weights": Bomb(marker)}))
-        content.writestr("archive/version", "3\n")
-    return {"torch.save": torch_file.getvalue(), "pickle": pickle.dumps(Bomb(marker)), "zip": archive.getvalue()}
-
-
 @pytest.mark.parametrize("kind", ["torch.save", "pickle", "zip"])
 def test_a_payload_in_a_checkpoint(copied, tmp_path, capsys, marker, kind):
-    path = copied[0] / "fold_0" / "checkpoint_final.pth"
-    path.write_bytes(bombs(marker)[kind])
+    path, content = copied[0] / "fold_0" / "checkpoint_final.pth", {"network_weights": {}, "extra": Bomb(marker)}
+    if kind == "torch.save":
+        torch.save(content, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:  # torch's layout, by hand
+            archive.writestr("archive/data.pkl", pickle.dumps(content))
+            archive.writestr("archive/version", "3\n")
     one_error(capsys, inspect(*copied[:2], tmp_path / "out"), path)
     assert not (tmp_path / "out").exists()
     with pytest.raises((RuntimeError, pickle.UnpicklingError)):
         files.load_safely(path)  # what other commands read checkpoints with
 
 
-def plans_naming(**entries) -> dict:
-    """Plans with other entries in the architecture, or in its arguments."""
+def plans_naming(network_class_name=None, **arguments) -> dict:
+    """Plans of another network, or of nnU-Net's with other arguments."""
     plans = make_plans()
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
-    for key, value in entries.items():
-        (architecture if key in architecture else architecture["arch_kwargs"])[key] = value
+    architecture["arch_kwargs"] |= arguments
+    if network_class_name:
+        architecture |= {"network_class_name": network_class_name, "arch_kwargs": arguments, "_kw_requires_import": []}
     return plans
 
 
@@ -137,9 +134,9 @@ def test_plans_that_name_a_command_or_a_script_as_network(copied, tmp_path, caps
     hub = {"repo_or_dir": str(tmp_path), "model": "x", "source": "local"}
     for plans, word in (
         (plans_naming(nonlin="os.system", nonlin_kwargs=command), "os.system"),
-        (plans_naming(network_class_name="torch.hub.load", arch_kwargs=hub, _kw_requires_import=[]), "torch.hub.load"),
-        (plans_naming(network_class_name="evil_module.Net"), "evil_module.Net"),
-        (plans_naming(network_class_name="torch.nn.functional.relu"), "torch.nn.functional.relu"),
+        (plans_naming("torch.hub.load", **hub), "torch.hub.load"),
+        (plans_naming("evil_module.Net"), "evil_module.Net"),
+        (plans_naming("torch.nn.functional.relu"), "torch.nn.functional.relu"),
     ):
         (copied[0] / "plans.json").write_text(json.dumps(plans))
         one_error(capsys, inspect(*copied[:2], tmp_path / "out"), copied[0] / "plans.json", word, "torch.nn.Module")
@@ -194,14 +191,10 @@ LEAVING = ["../../precious", "/precious", "..", ".", "", "a/b", "a\\b", "C:a", "
 @pytest.mark.parametrize("name", LEAVING)
 def test_names_that_leave_their_folder_are_refused(small_source, name):
     """Commands write to folders with these names, and delete them."""
-    assert not files.is_plain_name(name)
-    for key, change in (
-        ("data_identifier", lambda plans: plans["configurations"]["3d_fullres"].update(data_identifier=name)),
-        ("plans_name", lambda plans: plans.update(plans_name=name)),
-        ("dataset_name", lambda plans: plans.update(dataset_name=name)),
-    ):
+    assert not files.is_plain_name(name) and all(map(files.is_plain_name, ("a", "a b", "é", ".hidden", "a..b", "x" * 200)))
+    for key in ("data_identifier", "plans_name", "dataset_name"):
         plans = make_plans()
-        change(plans)
+        (plans["configurations"]["3d_fullres"] if key == "data_identifier" else plans)[key] = name
         with pytest.raises(UserError, match=f"plans.json: {key}"):
             check_plans(plans, Path("plans.json"))
     if isinstance(name, str):
@@ -211,11 +204,6 @@ def test_names_that_leave_their_folder_are_refused(small_source, name):
             find_target("991", find_source("990", "nnUNetPlans", None))
         with pytest.raises(UserError, match=r"^-s|^-p"):
             find_source("990", name, None)
-
-
-@pytest.mark.parametrize("name", ["a", "Dataset001_A", "a b", "é", ".hidden", "a..b", "x" * 200])
-def test_plain_names(name):
-    assert files.is_plain_name(name)
 
 
 BROKEN_JSON = {

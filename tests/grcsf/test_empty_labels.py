@@ -1,8 +1,6 @@
 """One training case without any label: it is trained on, and the picture of the training shows another case."""
 
-from test_grcsf_trainer import make_with_cases, training_cases
-
-from nnunet_l2g.inspect.patch import labelled_patch
+from test_grcsf_trainer import labelled_patch, make_with_cases, training_cases
 
 
 def test_one_case_without_labels_is_trained_on_and_the_picture_shows_another(nnunet_folders, monkeypatch):
