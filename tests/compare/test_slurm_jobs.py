@@ -101,14 +101,11 @@ def test_what_sbatch_is_asked_for(stub, tmp_path, monkeypatch):  # noqa: F811
     asked = submitit.core.utils.DelayedSubmission.load(job).function.options
     assert asked == ["-device", "cuda", "-num_gpus", "2"]
 
+    names = [job_name(one) for folder in (tmp_path, tmp_path / "other") for one in trainings(folder, "01")]
+    assert len(set(names)) == 4 and names[0] == job_name(training)  # of one fold of one nnUNet_results
     slurm_executor.submit(training, options(CPU), tmp_path / "report")
     sent = (tmp_path / "bin" / "sent").read_text()
     assert not any(word in sent for word in ("gpus", "--mem", "cpus-per-task", "partition"))
-
-
-def test_a_job_name_belongs_to_one_fold_of_one_results_folder(stub, tmp_path):  # noqa: F811
-    names = [job_name(training) for training in trainings(tmp_path, "01")]
-    assert len({*names, job_name(trainings(tmp_path / "other", "0")[0])}) == 3
 
 
 # a job that is told to stop: submitit's local executor sends the same signals as SLURM
