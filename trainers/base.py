@@ -199,7 +199,7 @@ class PluginTrainer(nnUNetTrainer):
         return result
 
     def _on_nonfinite(self, what: str, cases: list, healed: bool) -> None:
-        """Logs the cases. Raises, unless the step is `healed`: skipped by the gradient scaler, and not too often in this epoch."""
+        """Logs the cases. Raises, unless the gradient scaler has skipped the step (healed), and not too often in this epoch."""
         self._nonfinite_steps += 1
         where = f"{what} (epoch {self.current_epoch}, cases {cases}, {self._nonfinite_steps}. time in it)"
         if healed and self._nonfinite_steps <= self.max_nonfinite_steps:
