@@ -193,16 +193,16 @@ class PluginTrainer(nnUNetTrainer):
         try:
             result = super().train_step(batch)
         except FloatingPointError as error:
-            self._on_nonfinite(str(error), cases, skipped=False)
+            self._on_nonfinite(str(error), cases, healed=False)
         if not np.isfinite(result["loss"]):
-            self._on_nonfinite(f"the training loss is {result['loss']}", cases, skipped=self.grad_scaler is not None)
+            self._on_nonfinite(f"the training loss is {result['loss']}", cases, healed=self.grad_scaler is not None)
         return result
 
-    def _on_nonfinite(self, what: str, cases: list, skipped: bool) -> None:
-        """Logs the cases. Raises, unless the gradient scaler skips the step and has not done so too often in this epoch."""
+    def _on_nonfinite(self, what: str, cases: list, healed: bool) -> None:
+        """Logs the cases. Raises, unless the gradient scaler has skipped the step (healed), and not too often in this epoch."""
         self._nonfinite_steps += 1
         where = f"{what} (epoch {self.current_epoch}, cases {cases}, {self._nonfinite_steps}. time in it)"
-        if skipped and self._nonfinite_steps <= self.max_nonfinite_steps:
+        if healed and self._nonfinite_steps <= self.max_nonfinite_steps:
             self.print_to_log_file(f"WARNING: {where}; the gradient scaler skips this step.")
             return
         message = (

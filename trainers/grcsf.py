@@ -48,6 +48,11 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         """nnU-Net's datasets. UserError if there is nothing to learn from, before anything is trained."""
         training, validation = super().get_tr_and_val_datasets()
         cases = list(training.identifiers)
+        if len(cases) < 2 and self.raw_network.autoencoder is not None:
+            raise UserError(
+                f"fold {self.fold} has {len(cases)} training case, expected at least 2: the masked autoencoder would memorise "
+                "it. Use a fold with more cases, or `all`."
+            )
         if not any(has_foreground(training.load_case(case)[3]) for case in cases):
             raise UserError(
                 f"fold {self.fold} has no labelled voxel in its {len(cases)} training cases, expected at least one. Check "

@@ -178,6 +178,19 @@ def test_the_picture_shows_a_labelled_patch(nnunet_folders, dataset, configurati
 # ---- refusals ----
 
 
+def test_one_training_case_is_refused_where_an_autoencoder_would_memorise_it(nnunet_folders):
+    for cls in (Small, trainers.nnUNetTrainerDiceFocal):
+        trainer = make(nnunet_folders, cls, configuration="2d")
+        trainer.initialize()
+        case = trainer.do_split()[0][0]
+        trainer.do_split = lambda case=case: ([case], [case])
+        if cls is Small:
+            with pytest.raises(UserError, match="fold 0 has 1 training case, expected at least 2"):
+                trainer.get_tr_and_val_datasets()
+        else:
+            trainer.get_tr_and_val_datasets()
+
+
 def test_a_fold_without_labels_is_refused(nnunet_folders, monkeypatch):
     trainer = make(nnunet_folders, Small, configuration="2d")
     trainer.initialize()

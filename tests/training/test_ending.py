@@ -87,6 +87,20 @@ def test_a_signal_ends_all_workers(number, everybody, status, told):
     wait_for(lambda: not session(child.pid), 10)
 
 
+@linux
+def test_a_read_only_results_folder_is_refused_before_anything_is_computed(adapted_folders, tmp_path, monkeypatch):
+    results = tmp_path / "disk"
+    results.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs", results], capture_output=True).returncode:
+        pytest.skip("this user cannot mount a small disk")
+    monkeypatch.setenv("nnUNet_results", str(results))
+    try:
+        with pytest.raises(OSError, match=f"Read-only file system: '{results}"):
+            make(adapted_folders, "L2GNet", "nnUNetPlans", results)
+    finally:
+        subprocess.run(["umount", "-l", results], check=True)
+
+
 def test_a_training_that_fails_ends_its_loaders_at_once(adapted_folders, tmp_path, monkeypatch):
     """While the error is still held, as a notebook does: nothing is left to a destructor."""
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")

@@ -61,7 +61,6 @@ CASES = [
     ("GLUA", ADAPTED, "stage"),
     ("GLUA", ADAPTED, "segmenter"),
     ("GLUASelfTraining", ADAPTED, "segmenter"),
-    ("RandomIntensity", "nnUNetPlans", "segmenter"),
 ]
 
 
