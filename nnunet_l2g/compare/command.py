@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-d", dest="dataset", metavar="DATASET", help="number or name of the dataset")
     add("-tr", dest="trainers", nargs="+", metavar="TRAINER", default=["nnUNetTrainer"], help="two or more, baseline first")
     add("-c", dest="configurations", nargs="+", metavar="CONFIGURATION", help="one for all, or one for each: 3d_fullres, ...")
-    add("-p", dest="plans", nargs="+", default=["nnUNetPlans"], metavar="PLANS", help="one for all, or each (default: nnUNetPlans)")
+    add("-p", dest="plans", nargs="+", default=["nnUNetPlans"], metavar="PLANS", help="as -c (default: nnUNetPlans)")
     add("-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="default: 0 1 2 3 4")
     runs = "runs 1 to R of each trainer: TRAINER, TRAINER_run2, ..., TRAINER_run<R>; one number for all, or one for each"
     add("--runs", type=int, nargs="+", default=[1], metavar="R", help=runs)
