@@ -182,7 +182,8 @@ def check_numbers(args: argparse.Namespace) -> None:
         ("--lesion-overlap", args.lesion_overlap, 0, 1, "a fraction between 0 and 1"),
     ):
         if value is not None and not least <= value <= most:
-            raise UserError(f"{option} {value:g}: expected {expected}")
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise UserError(f"{option} {shown}: expected {expected}")
 
 
 def check_mode(args: argparse.Namespace) -> None:
