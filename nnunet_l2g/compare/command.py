@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-d", dest="dataset", metavar="DATASET", help="number or name of the dataset")
     add("-tr", dest="trainers", nargs="+", metavar="TRAINER", default=["nnUNetTrainer"], help="two or more, baseline first")
     add("-c", dest="configurations", nargs="+", metavar="CONFIGURATION", help="one for all, or one for each: 3d_fullres, ...")
-    add("-p", dest="plans", nargs="+", default=["nnUNetPlans"], metavar="PLANS", help="one for all, or one for each")
+    add("-p", dest="plans", nargs="+", default=["nnUNetPlans"], metavar="PLANS", help="as -c (default: nnUNetPlans)")
     add("-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="default: 0 1 2 3 4")
     runs = "runs 1 to R of each trainer: TRAINER, TRAINER_run2, ..., TRAINER_run<R>; one number for all, or one for each"
     add("--runs", type=int, nargs="+", default=[1], metavar="R", help=runs)
@@ -34,21 +34,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--without-method", action="store_true", help="the Dice lost when the method is left out of the trained networks")
     add_arguments(parser)
     add = parser.add_argument_group("or folders of predictions; the first is the baseline").add_argument
-    predictions = "two names or more, the same cases in each folder; a name given again is another run"
-    add("--predictions", nargs="+", metavar="NAME=FOLDER", help=predictions)
+    add("--predictions", nargs="+", metavar="NAME=FOLDER", help="two names or more; a name given again is another run")
     add("--reference", type=expanded, metavar="FOLDER", help="references (default with -d: nnU-Net's gt_segmentations)")
     add("--dataset-json", type=expanded, metavar="FILE", help="default: the one beside predictions or references")
     add = parser.add_argument_group("scores and statistics").add_argument
-    tolerance = "of the normalised surface Dice (default: 2 mm; pixels where the files have no spacing)"
-    add("--surface-tolerance", type=float, default=2.0, metavar="MM", help=tolerance)
+    add("--surface-tolerance", type=float, default=2.0, metavar="MM", help="of the normalised surface Dice (default: 2 mm)")
     add("--lesions", action="store_true", help="lesion-wise precision, recall and F1 too")
-    overlap = "of a lesion that one predicted component has to share (default: 0, any voxel)"
-    add("--lesion-overlap", type=float, default=0.0, metavar="FRACTION", help=overlap)
+    add("--lesion-overlap", type=float, default=0.0, metavar="FRACTION", help="of a lesion to be found (default: any voxel)")
     add("--lesion-min-size", type=int, default=1, metavar="VOXELS", help="smaller lesions are left out (default: 1)")
     add("--ensemble", action="store_true", help="an ensemble of the runs of each method, and where its runs disagree")
     add("-np", dest="processes", type=int, metavar="N", help="scoring processes (default: cores, up to 8)")
-    output = "of the report: new, empty, or made by an earlier comparison"
-    parser.add_argument("-o", dest="output", type=Path, required=True, metavar="FOLDER", help=output)
+    add = parser.add_argument
+    add("-o", dest="output", type=Path, required=True, metavar="FOLDER", help="of the report: new, empty, or made by compare")
 
 
 def expanded(text: str) -> Path:
@@ -181,7 +178,8 @@ def check_numbers(args: argparse.Namespace) -> None:
         ("--lesion-overlap", args.lesion_overlap, 0, 1, "a fraction between 0 and 1"),
     ):
         if value is not None and not least <= value <= most:
-            raise UserError(f"{option} {value:g}: expected {expected}")
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise UserError(f"{option} {shown}: expected {expected}")
 
 
 def check_mode(args: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from nnunet_l2g.evaluation.shifts import TITLES
 
 MAIN = ("dice", "hd95", "nsd", "lesion_f1")  # the page folds the other scores away, the terminal leaves them out
 HEADS = {
+    "dice": "Dice",
     "parameters": "parameters [million]",
     "gflops": "GFLOPs per patch",
     "memory_gib": "training memory [GiB]",

@@ -156,8 +156,7 @@ def surface_scores(
     if 0 in sizes:
         diagonal = float(np.linalg.norm(np.array(reference.shape) * spacing))
         return {"hd95": diagonal, "assd": diagonal, "nsd": 0.0}
-    to_prediction, _ = KDTree(surfaces[1]).query(surfaces[0])  # (|S_R|,)
-    to_reference, _ = KDTree(surfaces[0]).query(surfaces[1])  # (|S_P|,)
+    to_prediction, to_reference = _distances(*surfaces), _distances(*reversed(surfaces))  # (|S_R|,), (|S_P|,)
     both = np.concatenate([to_prediction, to_reference])
     return {
         "hd95": float(max(np.percentile(to_prediction, PERCENTILE), np.percentile(to_reference, PERCENTILE))),
@@ -165,6 +164,14 @@ def surface_scores(
         # a distance of exactly tau must not be lost by rounding
         "nsd": float(np.mean(both <= tolerance + 1e-4 * min(spacing))),
     }
+
+
+def _distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Distance of each point (n, D) to the nearest of the others (m, D); (n,).
+
+    A tree takes a quarter of the time of a distance map where the surfaces are close, and up to three times as long if not.
+    """
+    return KDTree(others, leafsize=32, balanced_tree=False).query(points)[0]
 
 
 def surface_voxels(mask: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:

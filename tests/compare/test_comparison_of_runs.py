@@ -12,9 +12,12 @@ from scipy import stats
 from nnunet_l2g.cli import main
 from nnunet_l2g.compare.fairness import _other_settings, model_warnings
 from nnunet_l2g.compare.models import Model
-from nnunet_l2g.compare.results import Run
+from nnunet_l2g.compare.results import Run, read_folders
+from nnunet_l2g.compare.tables import compare as compute
 from nnunet_l2g.compare.tables import paired_tables
+from nnunet_l2g.compare.text import make_tables
 from nnunet_l2g.errors import UserError
+from nnunet_l2g.evaluation.cases import Options
 from nnunet_l2g.evaluation.scores import SCORES
 
 SHAPE = (4, 8, 8)
@@ -173,6 +176,21 @@ def test_folds_with_one_run():
     of_folds = (values[1, 0, :, 0] - values[0, 0, :, 0]).reshape(3, 3).mean(0)
     assert row["p"] == pytest.approx(stats.ttest_1samp(of_folds, 0).pvalue) and row["folds"] == 3
     assert np.isnan(row["sd_between_runs"]) and np.isnan(row["runs_needed"])
+
+
+def test_tables_of_what_is_measured_and_predicted_again(folders):
+    inputs = read_folders([("A", folders / "A1"), ("B", folders / "B1")], folders / "ref", None)
+    comparison = compute(inputs, Options(), 1, "command", "more")
+    comparison.cost = comparison.cost.assign(parameters=[2_500_000, None], gflops=[1.23456, 2.0])
+    rows = [("A", "noise", 0.05, 0.5), ("B", "noise", 0.05, 0.6), ("A", "noise", 0.2, 0.3), ("B", "noise", 0.2, np.nan)]
+    comparison.extra["shift"] = pd.DataFrame(rows, columns=["method", "kind", "strength", "dice"])
+    rows, names = [("B", 1, "mean", 4, 0.01234567, -0.5, np.nan)], "method run structure cases lost low high"
+    comparison.extra["without"] = pd.DataFrame(rows, columns=names.split())
+    text = {table.title: table.markdown().replace(" ", "") for table in make_tables(comparison)}
+    assert text["Cost"].splitlines()[2:] == ["|A|2.5|1.235|", "|B|-|2|"]
+    none, weak, strong = text["Dice on perturbed images"].splitlines()[2:]
+    assert none.startswith("|none|0|0.") and weak.endswith("|0.05|0.5|0.6|") and strong.endswith("|0.2|0.3|-|")
+    assert text["Dice without the method"].splitlines()[-1] == "|B|1|meanforeground|4|0.01235|-0.5|-|"
 
 
 # ensembles
