@@ -455,11 +455,6 @@ def test_json_files_that_are_broken(copied, predictions, source, tmp_path, capsy
     description = tmp_path / "raw" / "Dataset991_Other" / "dataset.json"
     description.write_bytes(content)
     one_error(capsys, main(["adapt", "-s", "990", "-t", "991", "-np", "1"]), "Dataset991_Other")
-    demo = tmp_path / "demo"
-    demo.mkdir()
-    (demo / ".nnunet_l2g_demo").touch()
-    (demo / "state.json").write_bytes(content)
-    one_error(capsys, main(["demo", "-o", str(demo), "--device", "cpu"]), demo / "state.json", "--overwrite")
 
 
 @pytest.mark.parametrize("value", [10**30, 1e999, -1, 70_000, "x", [], [[1]], None, {"a": 1}])
