@@ -159,12 +159,12 @@ class Demo:
 
     def closing(self) -> str:
         """Where the files are, and the commands that were run."""
-        variables = nnunet_variables(self.folder).items()
         lines = [
             f"  picture  {self.folder / PICTURE}",
             f"  summary  {self.folder / SUMMARY}",
             f"  model    {self.model}",
             "To repeat it by hand (planning then draws more intensities, which takes longer):",
+            *(f"  export {name}={shlex.quote(value)}" for name, value in nnunet_variables(self.folder).items()),
+            *(f"  {shown_command(*command)}" for command in self.commands.values()),
         ]
-        lines += [f"  export {name}={shlex.quote(value)}" for name, value in variables]
-        return "\n".join([*lines, *(f"  {shown_command(*command)}" for command in self.commands.values())])
+        return "\n".join(lines)

@@ -89,7 +89,7 @@ def test_a_missing_result_is_made_again_with_all_after_it(control, target):
     assert names(control) == ["train", "predict"]
 
 
-def test_other_settings_need_overwrite_or_another_folder(control, target, capsys):
+def test_other_or_damaged_settings_need_overwrite_or_another_folder(control, target, capsys):
     assert demo(target) == 0
     (target / "my notes.txt").write_text("keep me")
     calls(control)
@@ -101,15 +101,10 @@ def test_other_settings_need_overwrite_or_another_folder(control, target, capsys
     assert demo(target, "--seed", "1", "--overwrite") == 0
     assert len(names(control)) == 3
     assert (target / "my notes.txt").read_text() == "keep me"
-
-
-def test_a_damaged_marker_is_named(control, target, capsys):
-    demo(target)
     (target / ".nnunet_l2g_demo").write_text("[]")
     assert demo(target) == 1
     message = capsys.readouterr().err
     assert ".nnunet_l2g_demo cannot be read" in message and "--overwrite" in message
-    assert demo(target, "--overwrite") == 0
 
 
 def test_a_foreign_folder_is_left_alone(control, target, capsys):
