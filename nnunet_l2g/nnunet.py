@@ -81,10 +81,7 @@ def available_cores() -> int:
 
 
 def choose_device(requested: str) -> str:
-    """ "cpu" or "cuda" for "auto", "cpu" or "cuda".
-
-    UserError if torch cannot be imported, or if "cuda" was requested and torch sees no CUDA device.
-    """
+    """ "cpu" or "cuda" for "auto", "cpu" or "cuda". UserError if torch is broken, or sees no CUDA device that was requested."""
     if requested == "cpu":
         return "cpu"
     try:
@@ -97,15 +94,28 @@ def choose_device(requested: str) -> str:
 
 
 class Progress:
-    """What the terminal shows of a command's output: one line for each epoch, each case and each part of planning.
+    """Reads a command's log for the terminal: one line for each epoch, each case and each part of planning.
 
-    Called with a line of output, it returns the line to show, or None. nnU-Net's lines of an epoch become one.
+    It opens the log each time: a network file system then shows what another machine has written.
     """
 
-    def __init__(self):
-        self.epoch: list[str] = []
+    def __init__(self, log: Path):
+        self.log, self.epoch = log, []
+        self.position = log.stat().st_size if log.is_file() else 0
 
-    def __call__(self, line: str) -> str | None:
+    def new(self) -> list[str]:
+        """What to show since the last call. A carriage return ends a line, too (progress bars)."""
+        if not self.log.is_file():
+            return []
+        with self.log.open("rb") as file:
+            file.seek(self.position)
+            whole, end, _ = file.read().replace(b"\r", b"\n").rpartition(b"\n")
+        self.position += len(whole + end)
+        shown = [self.shown(line) for line in whole.decode("utf-8", "replace").split("\n")]
+        return [line for line in shown if line is not None]
+
+    def shown(self, line: str) -> str | None:
+        """The line to show for a line of output, or None. nnU-Net's lines of an epoch become one."""
         line = _TIMESTAMP.sub("", line).strip()
         if re.match(r"Epoch \d", line):
             self.epoch = []
@@ -114,24 +124,6 @@ class Progress:
         if line.startswith("Epoch time"):
             return ", ".join(self.epoch)
         return line.rstrip(":") if _SHOWN.match(line) else None
-
-
-class LogLines:
-    """Reads a log that another process writes. It opens the file each time: a network file system then shows what is new."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.position = path.stat().st_size if path.is_file() else 0
-
-    def new(self) -> list[str]:
-        """Whole lines since the last call. A carriage return ends a line too (progress bars)."""
-        if not self.path.is_file():
-            return []
-        with self.path.open("rb") as file:
-            file.seek(self.position)
-            whole, end, _ = file.read().replace(b"\r", b"\n").rpartition(b"\n")
-        self.position += len(whole + end)
-        return whole.decode("utf-8", "replace").split("\n")
 
 
 def last_lines(log: Path) -> str:
@@ -148,9 +140,6 @@ class Child:
     It leads a process group, so that its workers end with it. Its output is appended to a log, and we read the log: a pipe
     could fill up, or be kept open by a worker that outlives the child.
 
-    Parameters
-    ----------
-    script, args : the command
     what : it does, for messages
     prelude : Python code that runs first
     prefix : of each line on the terminal
@@ -166,22 +155,21 @@ class Child:
     prefix: str = "      "
 
     def __post_init__(self):
-        self.shown, self.progress = shown_command(self.script, self.args), Progress()
+        self.shown = shown_command(self.script, self.args)
         argv = nnunet_command(self.script, self.args, self.prelude)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             output.write(f"{HEAD}{self.shown}\n".encode())
             output.flush()
-            self.lines = LogLines(self.log)
+            self.progress = Progress(self.log)
             streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
             self.process = subprocess.Popen(argv, cwd=self.folder, env=self.environment, start_new_session=True, **streams)
 
     def show(self) -> bool:
         """Prints what is new. True once the child has ended and all is shown."""
         ended = self.process.poll() is not None
-        for line in self.lines.new():
-            if (text := self.progress(line)) is not None:
-                print(f"{self.prefix}{text}", flush=True)
+        for line in self.progress.new():
+            print(f"{self.prefix}{line}", flush=True)
         return ended
 
     def failure(self) -> str | None:
@@ -189,11 +177,9 @@ class Child:
         status = self.process.returncode
         if status == 0:
             return None
-        ending = f"exit status {status}" if status > 0 else f"ended by signal {-status}"
-        if status == -KILL:
-            ending += ", perhaps for lack of memory"
-        lines = [f"{self.what} failed ({ending}).", f"  command: {self.shown}", f"  log: {self.log}", last_lines(self.log)]
-        return "\n".join(lines)
+        ending = f"exit status {status}" if status > 0 else f"signal {-status}; 9 is often a lack of memory"
+        head = f"{self.what} failed ({ending}).\n  command: {self.shown}\n  log: {self.log}"
+        return f"{head}\n{last_lines(self.log)}"
 
     def signal_group(self, number: int) -> None:
         """Sends a signal to the child and to its workers."""
@@ -241,6 +227,8 @@ def run_children(jobs: Sequence, places: Sequence, start: Callable) -> list[Chil
                     if child.process.returncode != 0:
                         print(f"{child.prefix}failed; see {child.log}", flush=True)
         finally:
+            if running:
+                print("\n      stopping nnU-Net ...", file=sys.stderr, flush=True)
             for child in running:
                 child.signal_group(signal.SIGTERM)
             end = time.monotonic() + GRACE
@@ -256,12 +244,12 @@ def stop_signals() -> Iterator[list[int]]:
     """Collects the stop signals that come inside, instead of raising at any line."""
     received: list[int] = []
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    previous = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in previous.items():
-        if handler != signal.SIG_IGN:  # nohup
-            signal.signal(number, lambda number, _: received.append(number))
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}  # nohup
+    for number in handlers:
+        signal.signal(number, lambda number, _: received.append(number))
     try:
         yield received
     finally:
-        for number, handler in previous.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
+
+from train_stub import wait_for
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIGURATION = """
@@ -54,11 +54,14 @@ GPUS = "NodeName=localhost Name=gpu File=/dev/zero\nNodeName=localhost Name=gpu 
 
 def why_not() -> str | None:
     """Why no cluster can be started here, or None."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    missing = [name for name in (*DAEMONS, "sbatch", "srun", "squeue") if shutil.which(name, path=path) is None]
+    missing = [name for name in (*DAEMONS, "sbatch", "srun", "squeue") if shutil.which(name, path=search_path()) is None]
     if missing:
         return f"no {', '.join(missing)} (Debian: apt-get install slurmctld slurmd slurm-client munge)"
     return None if os.geteuid() == 0 else "needs root: slurmd starts jobs as their users"
+
+
+def search_path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
 class Cluster:
@@ -81,10 +84,10 @@ class Cluster:
             files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
             options = [f"--{option}={self.folder}/munge.{ending}" for option, ending in files.items()]
             self._start("munged", "--foreground", "--force", *options)
-            self._wait("munged", lambda: (self.folder / "munge.socket").exists())
+            wait_for((self.folder / "munge.socket").exists, 30)
             self._start("slurmctld", "-D", "-f", self.conf)
             self._start("slurmd", "-D", "-f", self.conf, "-N", "localhost")
-            self._wait("slurmd", lambda: "idle" in self.run("sinfo", "--noheader", check=False))
+            wait_for(lambda: "idle" in self.run("sinfo", "--noheader", check=False), 30)
         except BaseException:
             self.__exit__()
             raise
@@ -92,37 +95,27 @@ class Cluster:
 
     def __exit__(self, *_) -> None:
         with contextlib.suppress(subprocess.SubprocessError):  # jobs first: slurmd leaves them running
-            self.run("scancel", "--user=root", check=False)
             self.run("scancel", "--user=root", "--signal=KILL", check=False)
-            self._wait("scancel", lambda: not self.run("squeue", "--noheader", check=False).strip())
+            self.run("scancel", "--user=root", check=False)
+            wait_for(lambda: not self.run("squeue", "--noheader", check=False).strip(), 30)
         for daemon in reversed(self.daemons):
-            daemon.send_signal(signal.SIGTERM)
+            daemon.terminate()
             try:
                 daemon.wait(10)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
 
-    def run(self, *command: object, check: bool = True) -> str:
+    def run(self, *command: str, check: bool = True) -> str:
         """Output of one of SLURM's commands."""
         options = {"env": os.environ | {"SLURM_CONF": self.conf}, "stdout": subprocess.PIPE, "text": True, "timeout": 60}
-        return subprocess.run([str(part) for part in command], check=check, **options).stdout
+        return subprocess.run(command, check=check, **options).stdout
 
-    def _start(self, name: str, *options: object) -> None:
-        path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    def _start(self, name: str, *options: str) -> None:
         with (self.folder / f"{name}.output").open("wb") as output:
-            argv = [str(shutil.which(name, path=path)), *map(str, options)]
             streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, "start_new_session": True}
+            argv = [shutil.which(name, path=search_path()), *options]
             self.daemons.append(subprocess.Popen(argv, env=os.environ | {"SLURM_CONF": self.conf}, **streams))
-
-    def _wait(self, name: str, condition) -> None:
-        end = time.monotonic() + 30
-        while not condition():
-            ended = [daemon.args[0] for daemon in self.daemons if daemon.poll() is not None]
-            if ended or time.monotonic() > end:
-                logs = [f"{log.name}:\n{log.read_text()[-2000:]}" for log in sorted(self.folder.glob("*.output"))]
-                raise RuntimeError("\n".join([f"waiting for {name}; ended: {ended}", *logs]))
-            time.sleep(0.2)
 
 
 def free_ports(count: int) -> list[int]:

@@ -89,9 +89,6 @@ def behave(folder: Path, mode: str) -> None:
             signal.signal(number, signal.SIG_IGN)
         note(folder, worker=subprocess.Popen([sys.executable, "-c", WORKER]).pid)
         time.sleep(600)
-    if mode == "slow":
-        note(folder, slow=True)
-        time.sleep(600)
 
 
 def train(path: Path, resume: bool, seconds: float) -> None:

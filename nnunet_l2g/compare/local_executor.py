@@ -18,12 +18,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0", "nnUNet_def_n_pro
 
 @dataclass(frozen=True)
 class Place:
-    """Where one training runs at a time.
-
-    name : for the terminal
-    environment : of the training, beside this process's own
-    prelude : Python code that its process runs first
-    """
+    """Where one training runs at a time: a name for the terminal, variables, and Python code that its process runs first."""
 
     name: str
     environment: dict[str, str] = field(default_factory=dict)
@@ -59,10 +54,7 @@ def cuda_devices() -> list[str]:
 def train_locally(trainings: list[Training], device: str, places: list[Place], output: Path) -> None:
     """Runs all trainings, as many at once as there are places. One that fails does not stop the others.
 
-    Raises
-    ------
-    UserError : names every training that failed, with its log and the log's last lines
-    Interrupted : a stop signal came; no child is left
+    UserError names every training that failed, with its log and the log's last lines. Interrupted as in `run_children`.
     """
     started: dict[Child, Training] = {}
 

@@ -6,10 +6,11 @@ import time
 
 from nnunet_l2g.compare.models import Model, nnunet_folder
 from nnunet_l2g.compare.results import Run, read_plans
+from nnunet_l2g.compare.training import check_trainer
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import read_dataset_json
 from nnunet_l2g.files import check_plain_name
-from nnunet_l2g.lookup import find_trainer, quiet
+from nnunet_l2g.lookup import quiet
 from nnunet_l2g.nnunet_files import check_network_classes, read_voxels
 
 
@@ -45,35 +46,30 @@ def _measure_one(model: Model, run: Run, dataset: str, device: str) -> dict[str,
         from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    trainer = find_trainer(model.trainer)
-    if trainer is None:
-        raise UserError(f"--measure: nnU-Net finds no trainer {model.trainer}; run `nnunet_l2g doctor`")
+    trainer = check_trainer(model.trainer)
     plans, labels = PlansManager(read_plans(model)), read_dataset_json(model.folder / "dataset.json")
     configuration = plans.get_configuration(model.configuration)
     check_network_classes(configuration, model.folder / "plans.json")
     channels = determine_num_input_channels(plans, configuration, labels)
     heads = plans.get_label_manager(labels).num_segmentation_heads
-
     patch = torch.zeros(1, channels, *configuration.patch_size, device=device)  # (1, C, *spatial)
+
     network = trainer.build_network_architecture(plans, configuration, channels, heads, False).to(device).eval()
     results = {"gflops": count_flops(network, patch) / 1e9}
-
-    on_gpu = device == "cuda"
-    predictor = nnUNetPredictor(
-        perform_everything_on_device=on_gpu, device=torch.device(device), verbose=False, allow_tqdm=False
-    )
+    gpu = device == "cuda"
+    predictor = nnUNetPredictor(perform_everything_on_device=gpu, device=torch.device(device), allow_tqdm=False)
     predictor.manual_initialization(network, plans, configuration, None, labels, model.trainer, run.mirroring)
     image = _first_case(run, configuration.data_identifier, dataset)  # (C, z, y, x)
     if image.shape[0] != channels:  # a cascade's second stage takes the first's segmentation too
         image = torch.cat([image, torch.zeros(channels - image.shape[0], *image.shape[1:])])
-    for _ in range(1 + on_gpu):  # on a GPU, cuDNN chooses its kernels in the first prediction
+    for _ in range(2 if gpu else 1):  # on a GPU, cuDNN chooses its kernels in the first prediction
         begin = time.perf_counter()
         predictor.predict_sliding_window_return_logits(image).cpu()  # waits for the GPU
         results["seconds_per_case"] = time.perf_counter() - begin
-    if on_gpu:
+    if gpu:
         del network, predictor
         network = trainer.build_network_architecture(plans, configuration, channels, heads, True).to(device)
-        results["memory_gib"] = _training_memory(network, patch, configuration.batch_size)
+        results["memory_gib"] = _training_memory(network, patch.expand(configuration.batch_size, *patch.shape[1:]))
     return results
 
 
@@ -88,25 +84,22 @@ def count_flops(network, patch) -> int:
 
 
 def _first_case(run: Run, identifier: str, dataset: str):
-    """The first validation case as nnU-Net preprocessed it, (C, z, y, x)."""
     import torch
 
     folder = nnunet_folder("preprocessed") / dataset / check_plain_name(identifier, "--measure: data_identifier in the plans")
-    return torch.from_numpy(read_voxels(folder, min(run.predictions))).float()
+    return torch.from_numpy(read_voxels(folder, min(run.predictions))).float()  # (C, z, y, x)
 
 
-def _training_memory(network, patch, batch_size: int) -> float:
+def _training_memory(network, batch) -> float:
     import torch
 
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.99, nesterov=True)
-    batch = patch.expand(batch_size, *patch.shape[1:]).contiguous()  # (B, C, *spatial)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # the optimiser's state is there from the second step on
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda"):
-            outputs = network.train()(batch)
-            loss = sum(output.float().mean() for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs]))
+            loss = sum(output.float().mean() for output in network.train()(batch.contiguous()))
         loss.backward()
         optimizer.step()
     return torch.cuda.max_memory_allocated() / 1024**3

@@ -40,10 +40,9 @@ def nnunet_folder(kind: str) -> Path:
     value = os.environ.get(name)
     if not value:
         raise UserError(f"the variable {name} is not set; set it to nnU-Net's folder (`export {name}=...`)")
-    path = Path(value)
-    if not path.is_dir():
+    if not Path(value).is_dir():
         raise UserError(f"{name}={value}: no such folder; set it to nnU-Net's folder")
-    return path
+    return Path(value)
 
 
 def dataset_name(dataset: str) -> str:
@@ -67,8 +66,7 @@ def choose_models(
 ) -> list[list[Model]]:
     """The models of each method, run 1 to R. There is a method for each position of the lists; a list of one serves all.
 
-    UserError if the lengths do not fit, if fewer than two methods are named, if one is named twice, or if runs of a run are
-    asked for.
+    UserError if the lengths do not fit, if fewer than two methods are named, if one is named twice, or for runs of a run.
     """
     options = {"-tr": trainers, "-p": plans, "-c": configurations, "--runs": runs}
     count = max(len(trainers), len(plans), len(configurations))
@@ -77,25 +75,18 @@ def choose_models(
             shown = " ".join(map(str, values))
             raise UserError(f"{option} {shown}: {count} methods are compared; give one value for all, or one for each")
     if count < 2:
-        raise UserError(
-            f"-tr {trainers[0]}: nothing to compare it with; name at least two trainers (or plans, or configurations), the "
-            "baseline first"
-        )
+        raise UserError(f"-tr {trainers[0]}: nothing to compare it with; name two trainers or more, the baseline first")
     columns = [list(values) * count if len(values) == 1 else values for values in options.values()]
-    rows = list(zip(*columns, strict=True))
     varies = [len(set(column)) > 1 for column in columns[:3]]
     folder = nnunet_folder("results") / dataset
-    methods, seen = [], set()
-    for *names, number in rows:
-        if tuple(names) in seen:
+    methods, seen = [], []
+    for trainer, *others, number in zip(*columns, strict=True):
+        names = [trainer, *others]
+        if names in seen:
             raise UserError(f"{' '.join(names)} is named twice; name each model once")
-        seen.add(tuple(names))
-        trainer, *others = names
         if number > 1 and has_run(trainer):
-            raise UserError(
-                f"-tr {trainer} --runs {number}: the name says a run; name the trainer without it, --runs {number} takes "
-                f"runs 1 to {number}"
-            )
+            raise UserError(f"-tr {trainer} --runs {number}: the name says a run; name the trainer without it")
+        seen.append(names)
         shown = " ".join(name for name, differs in zip(names, varies, strict=True) if differs)
         models = []
         for run in range(1, number + 1):
@@ -122,10 +113,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """Read by `load_safely`, which runs nothing of the file.
-
-    None if the file cannot be read that way: it is damaged, or its trainer stores objects of other classes.
-    """
+    """None if `load_safely` cannot read the file: it is damaged, or its trainer stores objects of other classes."""
     try:
         content = load_safely(path)
         mirroring = content.get("inference_allowed_mirroring_axes")

@@ -1,12 +1,9 @@
-"""Predicts the validation cases again with nnU-Net's own command: perturbed ones (--shift), or without a method.
-
-Predictions are kept in the report's folder. They are made again when an image or a checkpoint has changed.
-"""
+"""Predicts the validation cases again with nnU-Net's own command: perturbed (--shift), or without the method."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,43 +17,34 @@ from nnunet_l2g.compare.training import LOGS
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.cases import Options, Pair, score_pairs
 from nnunet_l2g.evaluation.shifts import STRENGTHS, perturb_file
-from nnunet_l2g.files import DAMAGE, read_json, write_json
+from nnunet_l2g.files import DAMAGE
 from nnunet_l2g.nnunet import child_environment, run_nnunet
 
+Images = dict[str, list[Path]]  # of each case, one file for each channel
 WriteImage = Callable[[Path, Path], None]  # from a raw image to a new one
 
 
-def raw_images(models: list[Model], inputs: Inputs, dataset: str, option: str) -> dict[str, list[Path]]:
-    """The raw image files of each validation case, one for each channel. `option` is named in errors.
-
-    UserError if one is missing, for a cascade, and for adapted plans.
-    """
+def raw_images(models: list[Model], inputs: Inputs, dataset: str, option: str) -> Images:
+    """The raw images of the validation cases. UserError, which names `option`, if one is missing, or for adapted plans."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     from nnunet_l2g.adapt import TARGET_KEY
 
     for model in models:
-        plans = read_plans(model)
-        if TARGET_KEY in plans:
+        if TARGET_KEY in read_plans(model):
             raise UserError(
                 f"{option}: the plans of {model.trainer} are adapted to a target, so that nnU-Net's prediction normalises for "
                 "it, and the validation images are the source's; compare predictions of target images with --predictions"
             )
-        if plans["configurations"][model.configuration].get("previous_stage"):
-            raise UserError(
-                f"{option}: {model.configuration} is the second stage of a cascade, whose first stage is not predicted again; "
-                f"use {option} on the other configurations"
-            )
     raw = nnunet_folder("raw") / dataset
     try:
-        files = get_filenames_of_train_images_and_targets(str(raw))
+        found = get_filenames_of_train_images_and_targets(str(raw))
+        images = {case: [Path(file) for file in found[case]["images"]] for case in inputs.cases}
     except (*DAMAGE, RecursionError) as error:
-        raise UserError(f"{option}: the raw images in {raw} cannot be listed ({type(error).__name__}: {error})") from error
-    images = {case: [Path(file) for file in files.get(case, {}).get("images", [])] for case in inputs.cases}
-    for case, paths in images.items():
-        for path in paths or [raw / "imagesTr" / case]:
-            if not path.is_file():
-                raise UserError(f"{option}: {path} is missing; the raw images of all validation cases are needed")
+        raise UserError(f"{option}: {raw} does not list the validation images ({type(error).__name__}: {error})") from error
+    for path in (path for paths in images.values() for path in paths):
+        if not path.is_file():
+            raise UserError(f"{option}: {path} is missing; the raw images of all validation cases are needed")
     return images
 
 
@@ -76,75 +64,52 @@ class Predictor:
     processes: int
 
     def scores(
-        self,
-        methods: list[list[Model]],
-        images: dict[str, list[Path]],
-        name: str,
-        variants: dict[str, WriteImage],
-        prelude: str = "",
+        self, methods: list[list[Model]], images: Images, name: str, variants: dict[str, WriteImage], prelude: str = ""
     ) -> dict[tuple[str, int, str], dict[str, dict]]:
         """Scores by (method, run, name of case and variant), over all folds.
+
+        Images and predictions are kept, and made again when an image or a checkpoint has changed.
 
         Parameters
         ----------
         methods : of each method its models, one a run
-        images : of each case, one for each channel (`raw_images`)
         name : of the folder in the report's folder, for images and predictions
         variants : what is added to a case's name, and how the images of that variant are written
         prelude : Python code that nnU-Net's process runs first
 
-        Raises
-        ------
-        UserError : nnU-Net fails, or an image cannot be read
-        Interrupted : a stop signal came
+        UserError if nnU-Net fails or an image cannot be read. Interrupted if a stop signal comes.
         """
-        fold_of, ending, folder = self.inputs.runs[0].folds, self.inputs.labels.file_ending, self.output / name
+        fold_of, ending = self.inputs.runs[0].folds, self.inputs.labels.file_ending
         pairs = []
         for fold in self.inputs.folds:
             cases = {case: images[case] for case in self.inputs.cases if fold_of[case] == fold}
-            source = folder / "images" / f"fold_{fold}"
-            files = {case: [*paths, *spacing_files(case, paths)] for case, paths in cases.items()}
-            state = {"variants": list(variants), "images": {case: list(map(stamp, paths)) for case, paths in files.items()}}
-            if renewed(source, state):
-                write_images(cases, source, ending, variants)
-                write_json(state_file(source), state)
-            for models in methods:
-                for model in models:
-                    target = folder / "predictions" / model.folder.name / f"fold_{fold}"
-                    of_model = state | {"checkpoint": stamp(model.fold(fold) / "checkpoint_final.pth")}
-                    if renewed(target, of_model):
-                        self._predict(model, fold, source, target, name, prelude)
-                        write_json(state_file(target), of_model)
-                    for case in cases:
-                        for variant in variants:
-                            prediction = target / f"{case}{variant}{ending}"
-                            reference = self.inputs.references[case]
-                            pairs.append(Pair(models[0].name, case + variant, reference, prediction, model.run))
+            files = [path for case, paths in cases.items() for path in [*paths, *spacing_files(case, paths)]]
+            write = functools.partial(write_images, cases, ending, variants)
+            source = filled_once(self.output / name / "images", [*files, *variants], write)
+            for method, model in ((models[0].name, model) for models in methods for model in models):
+                predict = functools.partial(self._predict, model, fold, source, prelude)
+                made_from = [source.name, model.fold(fold) / "checkpoint_final.pth"]
+                target = filled_once(self.output / name / "predictions" / model.folder.name, made_from, predict)
+                for case, shown in ((case, case + variant) for case in cases for variant in variants):
+                    prediction = target / f"{shown}{ending}"
+                    pairs.append(Pair(method, shown, self.inputs.references[case], prediction, model.run))
         return score_pairs(pairs, self.inputs.labels, self.options, self.processes)[0]
 
-    def _predict(self, model: Model, fold: str, source: Path, target: Path, name: str, prelude: str) -> None:
+    def _predict(self, model: Model, fold: str, source: Path, prelude: str, target: Path) -> None:
         arguments = ["-i", str(source), "-o", str(target), "-d", self.dataset, "-c", model.configuration, "-p", model.plans]
         arguments += ["-tr", model.trainer, "-f", fold, "-device", self.device, "-npp", "1", "-nps", "1"]
-        run_nnunet(
-            "nnUNetv2_predict",
-            arguments,
-            f"predicting with {model.name}, fold {fold}",
-            folder=self.output,
-            environment=child_environment(),
-            log=self.output / LOGS / f"{name}_{model.folder.name}_fold_{fold}.log",
-            prelude=prelude,
-        )
+        log = self.output / LOGS / f"predict_{model.folder.name}_fold_{fold}.log"
+        options = {"folder": self.output, "environment": child_environment(), "log": log, "prelude": prelude}
+        run_nnunet("nnUNetv2_predict", arguments, f"predicting with {model.name}, fold {fold}", **options)
 
 
-def shift_table(predictor: Predictor, models: list[Model], images: dict[str, list[Path]]) -> pd.DataFrame:
+def shift_table(predictor: Predictor, models: list[Model], images: Images) -> pd.DataFrame:
     """Columns method, kind, strength, dice: mean over structures of the mean over the validation cases of all folds.
 
     Raises what `Predictor.scores` raises.
     """
     shifts = {f"__{kind}{strength:g}": (kind, strength) for kind in STRENGTHS for strength in STRENGTHS[kind]}
-    variants = {
-        name: functools.partial(perturb_file, kind=kind, strength=strength) for name, (kind, strength) in shifts.items()
-    }
+    variants = {name: functools.partial(perturb_file, kind=kind, strength=value) for name, (kind, value) in shifts.items()}
     scores = predictor.scores([[model] for model in models], images, "shift", variants)
     rows = []
     for model in models:
@@ -155,7 +120,7 @@ def shift_table(predictor: Predictor, models: list[Model], images: dict[str, lis
     return pd.DataFrame(rows, columns=["method", "kind", "strength", "dice"])
 
 
-def write_images(cases: dict[str, list[Path]], folder: Path, ending: str, variants: dict[str, WriteImage]) -> None:
+def write_images(cases: Images, ending: str, variants: dict[str, WriteImage], folder: Path) -> None:
     """The images of all variants, with the names that nnU-Net's prediction expects: CASE_0000 and so on."""
     print(f"writing the images of {len(cases)} cases into {folder} ...", flush=True)
     for case, paths in cases.items():
@@ -172,23 +137,20 @@ def spacing_files(case: str, images: list[Path]) -> list[Path]:
     return [file] if file.is_file() else []
 
 
-def stamp(path: Path) -> list:
-    """What changes when a file is written again."""
-    status = path.stat()
-    return [str(path), status.st_size, status.st_mtime_ns]
+def filled_once(folder: Path, made_from: list[Path | str], fill: Callable[[Path], None]) -> Path:
+    """A subfolder that `fill` has filled, now or before. Its name is a digest of what it was made from.
 
-
-def renewed(folder: Path, state: dict) -> bool:
-    """Whether the folder was emptied, because what it holds was not made for this state."""
-    with contextlib.suppress(OSError, ValueError):
-        if folder.is_dir() and read_json(state_file(folder)) == state:
-            return False
-    state_file(folder).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return True
-
-
-def state_file(folder: Path) -> Path:
-    """Says for which images and checkpoint a folder was filled. It lies beside it: nnU-Net reads every file in the folder."""
-    return folder.with_name(f"{folder.name}.json")
+    A file counts with its size and time, so that other contents lead to another subfolder. The subfolder gets its name when
+    it is complete.
+    """
+    stamps = [
+        (str(item), item.stat().st_size, item.stat().st_mtime_ns) if isinstance(item, Path) else item for item in made_from
+    ]
+    path = folder / hashlib.sha256(repr(stamps).encode()).hexdigest()[:12]
+    if not path.is_dir():
+        partial = path.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        partial.rename(path)
+    return path

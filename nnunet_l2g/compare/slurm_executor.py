@@ -17,11 +17,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_l2g.compare.training import FINISHED, Training
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.nnunet import ADVICE, POLL, Child, Interrupted, LogLines, Progress, last_lines
+from nnunet_l2g.nnunet import ADVICE, POLL, Child, Interrupted, Progress, last_lines
 
 JOBS = "slurm"  # submitit's files, below the report's folder
 ASK = 15.0  # s between two questions to SLURM
@@ -53,10 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def slurm_options(args: argparse.Namespace) -> dict | None:
-    """submitit's parameters of a job. None for --executor local.
-
-    UserError for options that do not fit together, or a number out of its range.
-    """
+    """submitit's parameters of a job. None for --executor local. UserError for options that do not fit together."""
     given = {name: value for name, value in vars(args).items() if name.startswith("slurm_") and value not in (None, [])}
     if args.executor == "local":
         if given:
@@ -89,16 +87,17 @@ def slurm_options(args: argparse.Namespace) -> dict | None:
     }
 
 
+@dataclass
 class TrainingJob:
     """What a job runs. submitit pickles it, calls it, and asks for a `checkpoint` when SLURM is about to end the job.
 
-    output : the report's folder
-    options : of nnUNetv2_train
+    output, options : as in `Training.start`
     """
 
-    def __init__(self, training: Training, output: Path, options: list[str]):
-        self.training, self.output, self.options = training, output, options
-        self.child: Child | None = None
+    training: Training
+    output: Path
+    options: list[str]
+    child: Child | None = None
 
     def __call__(self) -> None:
         """RuntimeError if nnUNetv2_train fails."""
@@ -129,12 +128,9 @@ class TrainingJob:
 
 def check_slurm() -> None:
     """UserError unless SLURM's commands and submitit are here."""
-    missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
-    if missing:
-        raise UserError(
-            f"--executor slurm: {', '.join(missing)} not found on PATH; run on a machine that submits jobs to the cluster, or "
-            "use --executor local"
-        )
+    if missing := [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]:
+        where = "run on a machine that submits jobs to the cluster, or use --executor local"
+        raise UserError(f"--executor slurm: {', '.join(missing)} not found on PATH; {where}")
     if importlib.util.find_spec("submitit") is None:
         raise UserError(f"--executor slurm: submitit is not installed for {sys.executable}; run `pip install submitit`")
 
@@ -142,18 +138,17 @@ def check_slurm() -> None:
 def train_on_slurm(trainings: list[Training], parameters: dict, output: Path) -> None:
     """Submits a job for each training that has none yet, and waits for all. One that fails does not stop the others.
 
-    Raises
-    ------
-    UserError : a job cannot be submitted; or, at the end, names every training that failed with its logs
-    Interrupted : Ctrl-C; the jobs go on, and the same call finds them again
+    UserError if a job cannot be submitted; at the end it names every training that failed, with its logs. Interrupted on
+    Ctrl-C: the jobs go on, and the same call finds them again.
     """
     numbers = {name: number for number, (name, _) in live_jobs(attempts=1).items()}
     followed, failures = [], []
     try:
         for training in trainings:
             number = numbers.get(job_name(training))
+            how = "is on the cluster already" if number else "submitted"
             job = FollowedJob(training, number or submit(training, parameters, output), output)
-            job.print("is on the cluster already" if number else "submitted")
+            print(f"      {training.name}: job {job.number} {how}", flush=True)
             followed.append(job)
         while followed:
             jobs = live_jobs(SILENT)
@@ -177,7 +172,7 @@ def submit(training: Training, parameters: dict, output: Path) -> str:
     gpus = parameters["gpus_per_node"] or 0
     options = ["-device", "cuda" if gpus else "cpu", *(["-num_gpus", str(gpus)] if gpus > 1 else [])]
     kept = {name: value for name, value in os.environ.items() if name.startswith("SBATCH_") or name in KEPT}
-    executor = open_executor(output / JOBS)
+    executor = submitit.AutoExecutor(output / JOBS / "%j", cluster="slurm", slurm_max_num_timeout=TIMEOUTS)
     executor.update_parameters(name=job_name(training), **parameters)
     try:
         # without the variables of a job that this command itself runs in; the user's settings stay
@@ -186,13 +181,6 @@ def submit(training: Training, parameters: dict, output: Path) -> str:
             return executor.submit(TrainingJob(training, output, options)).job_id
     except submitit.core.utils.FailedJobError as error:
         raise UserError(f"{training.name}: sbatch refuses the job: {error}\nJobs submitted before go on. {ADVICE}") from error
-
-
-def open_executor(folder: Path):
-    """submitit's executor, with a folder for each job."""
-    import submitit
-
-    return submitit.AutoExecutor(folder / "%j", cluster="slurm", slurm_max_num_timeout=TIMEOUTS)
 
 
 def job_name(training: Training) -> str:
@@ -205,8 +193,7 @@ def live_jobs(attempts: int) -> dict[str, tuple[str, str]]:
     """Name and state of each of the user's jobs that waits or runs, by number. UserError if SLURM does not answer."""
     command = ["squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%T (%r)|%j"]
     for attempt in range(attempts):
-        if attempt:
-            time.sleep(ASK)
+        time.sleep(ASK if attempt else 0)
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         if answer.returncode == 0:
             rows = (line.split("|", 2) for line in answer.stdout.splitlines())
@@ -221,26 +208,19 @@ class FollowedJob:
     def __init__(self, training: Training, number: str, output: Path):
         self.training, self.number = training, number
         self.logs = [output / JOBS / number / f"{number}_0_log.err", training.log(output)]
-        self.lines, self.progress = LogLines(training.log(output)), Progress()
-        self.state, self.gone = "", 0
+        self.progress, self.state, self.gone = Progress(training.log(output)), "", 0
 
     def ended(self, jobs: dict[str, tuple[str, str]]) -> bool:
         """Whether the job has left the cluster for good. Prints what is new."""
         _, state = jobs.get(self.number, ("", "ended"))
-        if state != self.state:
-            self.print(state)
+        new = [f"job {self.number} {state}"] if state != self.state else []
         self.state, self.gone = state, 0 if self.number in jobs else self.gone + 1
-        for line in self.lines.new():
-            if (text := self.progress(line)) is not None:
-                print(f"      {self.training.name}: {text}", flush=True)
+        for text in [*new, *self.progress.new()]:
+            print(f"      {self.training.name}: {text}", flush=True)
         return self.gone >= GONE or (self.gone > 0 and self.training.state == FINISHED)
 
     def failure(self) -> str:
         """Names the job, its logs, and their last lines."""
-        head = (
-            f"training {self.training.name} failed: job {self.number} ended, {self.training.folder} is {self.training.state}."
-        )
+        training = self.training
+        head = f"training {training.name} failed: job {self.number} ended, {training.folder} is {training.state}."
         return "\n".join([head, *(f"  log: {log}\n{last_lines(log)}" for log in self.logs)])
-
-    def print(self, text: str) -> None:
-        print(f"      {self.training.name}: job {self.number} {text}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from nnunet_l2g.compare.models import Model, nnunet_folder
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.files import read_object, write_text
 from nnunet_l2g.nnunet import Child, child_environment, shown_command
-from nnunet_l2g.nnunet_files import check_plans
 
 LOGS = "logs"  # nnU-Net's output, in the report's folder
 SCRIPT = "nnUNetv2_train"
@@ -44,11 +44,10 @@ class Training:
         names = ("checkpoint_latest.pth", "checkpoint_best.pth", "stage_*.pth")
         return UNFINISHED if any(path for name in names for path in self.folder.glob(name)) else MISSING
 
-    def arguments(self) -> list[str]:
+    def arguments(self, options: Sequence[str] = ()) -> list[str]:
         """Of nnUNetv2_train, which begins the training, continues it (--c) or only validates (--val)."""
-        model = self.model
-        named = [self.dataset, model.configuration, self.fold, "-tr", model.trainer, "-p", model.plans]
-        return [*named, *CONTINUE.get(self.state, [])]
+        named = [self.dataset, self.model.configuration, self.fold, "-tr", self.model.trainer, "-p", self.model.plans]
+        return [*named, *options, *CONTINUE.get(self.state, [])]
 
     def log(self, output: Path) -> Path:
         """nnU-Net's output, below the report's folder."""
@@ -60,15 +59,8 @@ class Training:
         `environment` is added to this process's own. `more` are parameters of `Child`.
         """
         set_broken_aside(self.folder)
-        return Child(
-            SCRIPT,
-            [*self.arguments(), *options],
-            f"training {self.name}",
-            folder=output,
-            environment=child_environment() | (environment or {}),
-            log=self.log(output),
-            **more,
-        )
+        environment = child_environment() | (environment or {})
+        return Child(SCRIPT, self.arguments(options), f"training {self.name}", output, environment, self.log(output), **more)
 
     def failure(self, child: Child) -> str | None:
         """What to tell about a child that has ended: it failed, or the training is not finished. None if all is well."""
@@ -110,7 +102,7 @@ def check_trainable(trainings: list[Training]) -> None:
     Writes splits_final.json as nnU-Net's first training would, because trainings that begin together would all write it.
     """
     for trainer in dict.fromkeys(training.model.trainer for training in trainings):
-        _check_trainer(trainer)
+        check_trainer(trainer)
     preprocessed = nnunet_folder("preprocessed") / trainings[0].dataset
     data = dict.fromkeys((training.model.plans, training.model.configuration) for training in trainings)
     cases, *_ = [case_names(preprocessed, plans, configuration) for plans, configuration in data]
@@ -120,12 +112,13 @@ def check_trainable(trainings: list[Training]) -> None:
 
         if len(cases) < 5:
             raise UserError(
-                f"{preprocessed.name}: {len(cases)} cases, and nnU-Net splits 5 or more; write {splits}, or train -f all"
+                f"{preprocessed}: nnU-Net splits 5 cases or more, found {len(cases)}; write {splits}, or use -f all"
             )
         write_text(splits, json.dumps(generate_crossval_split(cases, seed=12345, n_splits=5), indent=4))
 
 
-def _check_trainer(trainer: str) -> None:
+def check_trainer(trainer: str) -> type:
+    """The class that nnU-Net finds. UserError if it finds none."""
     from nnunet_l2g.lookup import explain, find_trainer
 
     try:
@@ -136,32 +129,27 @@ def _check_trainer(trainer: str) -> None:
         raise UserError(f"-tr {trainer}: nnU-Net's look-up fails: " + "; ".join(explain(error))) from error
     if found is None:
         raise UserError(f"-tr {trainer}: nnU-Net finds no trainer of this name; check the spelling, or run `nnunet_l2g doctor`")
+    return found
 
 
 def case_names(preprocessed: Path, plans: str, configuration: str) -> list[str]:
-    """The preprocessed cases of a dataset, sorted.
-
-    UserError if there are no such plans, if they lack the configuration, or if it was not preprocessed.
-    """
+    """The preprocessed cases of a dataset, sorted. UserError if they, the plans or the configuration are missing or damaged."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    from nnunet_l2g.nnunet_files import check_plans
 
     path = preprocessed / f"{plans}.json"
     if not path.is_file():
         raise UserError(f"{path}: no such plans; run nnUNetv2_plan_and_preprocess for {preprocessed.name} first")
     try:
-        content = read_object(path)
+        manager = check_plans(read_object(path), path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); plan the dataset again") from error
-    manager = check_plans(content, path)
     if configuration not in manager.available_configurations:
         raise UserError(f"-c {configuration}: {plans} has {', '.join(manager.available_configurations)}")
     folder = preprocessed / manager.get_configuration(configuration).data_identifier
-    if not folder.is_dir() or not any(folder.iterdir()):
-        raise UserError(
-            f"{folder}: no preprocessed data; run nnUNetv2_preprocess -d {preprocessed.name} -plans_name {plans} -c "
-            f"{configuration}"
-        )
     try:
         return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
-    except (AssertionError, KeyError) as error:
-        raise UserError(f"{folder}: not what nnU-Net's preprocessing writes ({error}); preprocess again") from error
+    except (OSError, AssertionError, KeyError) as error:
+        command = f"nnUNetv2_preprocess -d {preprocessed.name} -plans_name {plans} -c {configuration}"
+        raise UserError(f"{folder}: no data that nnU-Net can train on ({error}); run {command}") from error

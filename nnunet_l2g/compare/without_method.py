@@ -13,9 +13,8 @@ from nnunet_l2g.compare.tables import MEAN
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.files import load_safely
 
-METHOD_OFF = (
-    "from nnunet_l2g.architectures import PlanNetwork; PlanNetwork.method_off = True; "  # before nnU-Net builds the network
-)
+# runs before nnU-Net builds the network
+METHOD_OFF = "from nnunet_l2g.architectures import PlanNetwork; PlanNetwork.method_off = True; "
 OPTION = "--without-method"
 PLACE = ("method", "run", "case")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_l2g.errors import UserError
-from nnunet_l2g.images import check_whole
+from nnunet_l2g.images import check_whole, unreadable
 
 STRENGTHS = {
     "noise": (0.05, 0.1, 0.2),  # standard deviation, of the intensity range
@@ -29,15 +28,14 @@ TITLES = {
 def perturb_file(source: Path, target: Path, kind: str, strength: float) -> None:
     """Writes a perturbed copy on the same grid, in the source's pixel type (rounded and clipped for integers).
 
-    Files of other names are perturbed with other random numbers. UserError if the source cannot be read.
+    The random numbers depend on the file's name and the kind. UserError if the source cannot be read.
     """
     import SimpleITK
 
     try:
         image = SimpleITK.ReadImage(str(source))
     except RuntimeError as error:
-        cause = str(error).strip().splitlines()[-1]
-        raise UserError(f"--shift: {source} cannot be read ({cause}); replace the file") from error
+        raise unreadable(source, "SimpleITK", error) from error
     check_whole(source)
     array = SimpleITK.GetArrayFromImage(image)
     channels = image.GetNumberOfComponentsPerPixel()

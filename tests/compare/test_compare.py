@@ -597,17 +597,12 @@ def test_train_fills_in_what_is_missing(planned, tmp_path, monkeypatch, capsys):
     assert status == 1 and "-tr nnUNetTrainerL2GNetOneReferencex: nnU-Net finds no trainer of this name" in printed.err
 
 
-def test_shift_asks_for_raw_images_and_no_cascade(folders, tmp_path, capsys):
+def test_shift_asks_for_raw_images_of_the_source(folders, tmp_path, capsys):
     plain = folders / "raw" / DATASET / "imagesTr"
     gone = sorted(plain.glob("*_0000.nii.gz"))[3]
     gone.unlink()
     assert compare(tmp_path / "report", "--shift", "--device", "cpu") == 1
     assert "--shift: " in capsys.readouterr().err and not (tmp_path / "report").exists()
-    edit_json(
-        model(folders, OTHER) / "plans.json", lambda p: p["configurations"]["3d_fullres"].update(previous_stage="3d_lowres")
-    )
-    assert compare(tmp_path / "report", "--shift", "--device", "cpu") == 1
-    assert "second stage of a cascade" in capsys.readouterr().err
     edit_json(model(folders, OTHER) / "plans.json", lambda p: p.update(nnunet_l2g_target={}))
     assert compare(tmp_path / "report", "--shift", "--device", "cpu") == 1
     assert "are adapted to a target" in capsys.readouterr().err and not (tmp_path / "report").exists()

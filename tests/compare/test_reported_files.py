@@ -218,7 +218,7 @@ def test_perturbed_tiffs_keep_their_spacing(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps({"spacing": SPACING}))
     (tmp_path / "out").mkdir()
     variant = functools.partial(perturb_file, kind="noise", strength=0.1)
-    write_images({"c": [image]}, tmp_path / "out", ".tif", {"__noise0.1": variant})
+    write_images({"c": [image]}, ".tif", {"__noise0.1": variant}, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c__noise0.1.json", "c__noise0.1_0000.tif"]
     assert json.loads((tmp_path / "out" / "c__noise0.1.json").read_text())["spacing"] == [*SPACING]
 

@@ -35,15 +35,9 @@ def on_cluster(cluster, stub, monkeypatch):  # noqa: F811
     cluster.run("scancel", "--user=root", check=False)
 
 
-def later(action, *conditions):
-    """Runs `action` in a thread as soon as all conditions hold."""
-
-    def run():
-        for condition in conditions:
-            wait_for(condition)
-        action()
-
-    thread = threading.Thread(target=run)
+def later(condition, action):
+    """Runs `action` in a thread as soon as the condition holds."""
+    thread = threading.Thread(target=lambda: (wait_for(condition), action()))
     thread.start()
     return thread
 
@@ -69,10 +63,10 @@ def test_jobs_that_fail_are_cancelled_or_refused(on_cluster, stub, tmp_path):  #
         with pytest.raises(UserError, match=rf"sbatch refuses the job: (.|\n)*{message}"):
             train(tmp_path, "2", asked)
     mode(stub, 0, "fail")
-    mode(stub, 1, "slow")
+    mode(stub, 1, "hang")
     name = job_name(trainings(tmp_path, "1")[0])
-    cancel = lambda: on_cluster.run("scancel", f"--name={name}")  # noqa: E731
-    thread = later(cancel, lambda: any("slow" in record for record in calls(stub)))
+    hangs = lambda: any("worker" in record for record in calls(stub))  # noqa: E731
+    thread = later(hangs, lambda: on_cluster.run("scancel", f"--name={name}"))
     with pytest.raises(UserError) as error:
         train(tmp_path, "01", "--slurm-gpus 0 --slurm-cpus 1")
     thread.join()
@@ -96,7 +90,7 @@ def test_a_signal_and_a_preemption_requeue_the_job_and_each_time_the_training_co
         wait_for(reached(3))
         on_cluster.run("sbatch", "--partition=high", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 1")
 
-    thread = later(signal_and_preempt, reached(1))
+    thread = later(reached(1), signal_and_preempt)
     train(tmp_path, "0", "--slurm-partition low --slurm-gpus 0 --slurm-time 30 --slurm-cpus 2")
     thread.join()
     records = calls(stub)

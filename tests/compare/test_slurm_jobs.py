@@ -101,14 +101,11 @@ def test_what_sbatch_is_asked_for(stub, tmp_path, monkeypatch):  # noqa: F811
     asked = submitit.core.utils.DelayedSubmission.load(job).function.options
     assert asked == ["-device", "cuda", "-num_gpus", "2"]
 
+    names = [job_name(one) for folder in (tmp_path, tmp_path / "other") for one in trainings(folder, "01")]
+    assert len(set(names)) == 4 and names[0] == job_name(training)  # of one fold of one nnUNet_results
     slurm_executor.submit(training, options(CPU), tmp_path / "report")
     sent = (tmp_path / "bin" / "sent").read_text()
     assert not any(word in sent for word in ("gpus", "--mem", "cpus-per-task", "partition"))
-
-
-def test_a_job_name_belongs_to_one_fold_of_one_results_folder(stub, tmp_path):  # noqa: F811
-    names = [job_name(training) for training in trainings(tmp_path, "01")]
-    assert len({*names, job_name(trainings(tmp_path / "other", "0")[0])}) == 3
 
 
 # a job that is told to stop: submitit's local executor sends the same signals as SLURM
@@ -146,11 +143,11 @@ def test_a_preempted_job_is_requeued_and_continues(stub, tmp_path, monkeypatch):
 
 
 def test_after_sigterm_nnunet_is_ended_and_the_job_stays_for_slurm_to_requeue(stub, tmp_path):  # noqa: F811
-    mode(stub, 0, "slow")
+    mode(stub, 0, "hang")
     argv = [sys.executable, "-c", JOB, tmp_path, Path(__file__).parent, Path(__file__).parents[1]]
     job = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        wait_for(lambda: any("slow" in record for record in calls(stub)))
+        wait_for(lambda: any("worker" in record for record in calls(stub)))
         nnunet = calls(stub)[0]["pid"]
         for pid in (nnunet, job.pid):
             os.kill(pid, signal.SIGTERM)
@@ -169,8 +166,10 @@ def cluster_of_none(stub, monkeypatch):  # noqa: F811
     """SLURM played by submitit's local executor; the list holds what was submitted."""
     jobs = []
 
-    def executor(folder):
-        made = submitit.AutoExecutor(folder / "%j", cluster="local", local_max_num_timeout=10)
+    auto = submitit.AutoExecutor
+
+    def executor(folder, cluster, slurm_max_num_timeout):
+        made = auto(folder, cluster="local", local_max_num_timeout=slurm_max_num_timeout)
         update, plain, names = made.update_parameters, made.submit, []
         made.update_parameters = lambda name, **more: (names.append(name), update(name=name, **more))
         made.submit = lambda function: jobs.append((plain(function), names[-1])) or jobs[-1][0]
@@ -179,7 +178,7 @@ def cluster_of_none(stub, monkeypatch):  # noqa: F811
     def live_jobs(attempts):
         return {job.job_id: (name, job.state) for job, name in jobs if job.state == "RUNNING"}
 
-    monkeypatch.setattr(slurm_executor, "open_executor", executor)
+    monkeypatch.setattr(submitit, "AutoExecutor", executor)
     monkeypatch.setattr(slurm_executor, "live_jobs", live_jobs)
     monkeypatch.setattr(slurm_executor, "ASK", 0.1)
     yield jobs

@@ -117,7 +117,7 @@ def test_the_dice_lost_is_that_of_nnunet_with_these_weights(folders, tmp_path, m
     table = lost_table(case_table(inputs, scores), dice_without(predictor, chosen, images))
     assert len(calls) == 2 and not PlanNetwork.method_off
     assert set(table["method"]) == {"nnUNetTrainerL2GNet"} and list(table["run"]) == [1, 1, 1, 2, 2, 2]
-    predicted = tmp_path / "report" / "without_method" / "predictions" / folders[0].folder.name / "fold_0"
+    (predicted,) = (tmp_path / "report" / "without_method" / "predictions" / folders[0].folder.name).iterdir()
     truth = tmp_path / "preprocessed" / DATASET / "gt_segmentations"
     for number, structure in enumerate(("organ", "lesion"), 1):
         rows = np.array(

@@ -214,6 +214,22 @@ def test_a_trainer_of_somebody_else_is_named(control, target, tmp_path, capsys, 
     assert f"{command.DEFAULT_TRAINER} from {tmp_path / 'mine.py'}, not from nnunet_l2g" in capsys.readouterr().out
 
 
+def test_children_see_nnunets_variables_and_our_trainers(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNUNET_L2G_AUTOLOAD", "0")
+    monkeypatch.setenv(VARIABLE, "mine")
+    environment = nnunet.child_environment(tmp_path)
+    assert environment[VARIABLE].split(os.pathsep) == ["mine", trainers_folder()]
+    assert environment["nnUNet_raw"] == str(tmp_path / "nnUNet_raw")
+    assert 1 <= int(environment["nnUNet_n_proc_DA"]) <= 4
+
+
+def test_progress_shows_cases_and_nothing_that_it_does_not_know():
+    shown = nnunet.Progress(Path("log")).shown
+    assert shown("Using splits from existing split file") is None
+    for line in ("predicting phantom_tr001", "Mean Validation Dice:  0.9"):
+        assert shown(f"2026-01-01 00:00:00.1: {line} ") == line
+
+
 def test_dice_and_slice():
     empty, full = np.zeros((2, 2), bool), np.ones((2, 2), bool)
     half = np.array([[True, True], [False, False]])

@@ -56,7 +56,7 @@ def test_a_dataset_number_that_is_none(text):
 
 
 def test_lines_that_only_look_like_nnunets(tmp_path, monkeypatch):
-    show = Progress()
+    show = Progress(tmp_path / "log").shown
     assert [show(line) for line in ("Epoch 3", "Epoch", "val_loss", "the Epoch time: 3 s")] == [None] * 4
     (tmp_path / "training_log_2026_1_1.txt").write_text(f"Epoch {'9' * 5000}\nEpoch 1\ntrain_loss 0.5\nEpoch time: 2 s\n")
     assert read_logs(tmp_path).train_loss == [0.5]
