@@ -25,8 +25,8 @@ CONFIGURATION, PLANS, FOLD = "2d", "nnUNetPlans", 0
 NUM_TRAINING, NUM_TEST = 20, 4
 SIZE, SPACING = (56, 56, 8), (2.1, 2.1, 10.0)  # voxels, mm; every structure is still a few voxels wide
 LOGS, PREDICTIONS, PICTURE, SUMMARY = "logs", "predictions", "demo.png", "demo_summary.json"
-# nnU-Net draws 100 million intensities for the fingerprint of any dataset. A phantom has 100 thousand voxels of foreground,
-# and drawing them a thousand times takes longer than all else of planning.
+# nnU-Net draws 100 million foreground intensities for the fingerprint of any dataset, with replacement. All cases of the
+# phantom have about 40 thousand, and drawing so many of them takes longer than the rest of planning.
 FEW_SAMPLES = """
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 DatasetFingerprintExtractor.num_foreground_voxels_for_intensitystats = property(lambda self: 1e5, lambda self, value: None)
