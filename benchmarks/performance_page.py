@@ -218,7 +218,7 @@ def commands() -> list[str]:
     return [
         "## Commands and look-up",
         table(["what", "ms", ""], rows),
-        "`--help` and `env` import no torch (a test sees to it).",
+        "`--help`, `env` and `register` import no torch (a test sees to it).",
         source("command_time_cpu.json", times),
         source("compare_time_cpu.json", compare),
     ]
