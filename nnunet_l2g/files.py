@@ -28,13 +28,8 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_json(path: Path) -> object:
-    """The JSON value in the file, with NaN and Infinity, which nnU-Net writes.
-
-    Raises
-    ------
-    OSError : the file is missing or cannot be read
-    ValueError : it is not JSON in UTF-8, is larger than 512 MiB, is nested too deeply, or a number has too many digits
-    """
+    """The JSON value in the file, with NaN and Infinity, which nnU-Net writes. OSError if it cannot be read; ValueError if
+    it is not JSON in UTF-8, is larger than 512 MiB, is nested too deeply, or a number has too many digits."""
     with open(path, "rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:

@@ -25,12 +25,15 @@ CONFIGURATION, PLANS, FOLD = "2d", "nnUNetPlans", 0
 NUM_TRAINING, NUM_TEST = 20, 4
 SIZE, SPACING = (56, 56, 8), (2.1, 2.1, 10.0)  # voxels, mm; every structure is still a few voxels wide
 LOGS, PREDICTIONS, PICTURE, SUMMARY = "logs", "predictions", "demo.png", "demo_summary.json"
-# nnU-Net draws 100 million intensities for the fingerprint of any dataset. A phantom has 100 thousand voxels of foreground,
-# and drawing them a thousand times takes longer than all else of planning.
+# nnU-Net draws 100 million foreground intensities for the fingerprint of any dataset, with replacement. All cases of the
+# phantom have about 40 thousand, and drawing so many of them takes longer than the rest of planning.
 FEW_SAMPLES = """
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 DatasetFingerprintExtractor.num_foreground_voxels_for_intensitystats = property(lambda self: 1e5, lambda self, value: None)
 """
+INTERRUPTED = """
+nnunet_l2g demo: interrupted; no process of it is left. To go on, run the same command again (without --overwrite).
+Finished steps are kept, and training continues from its last checkpoint."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="delete the files of an earlier demo in the folder first")
     add("--seed", type=int, default=0, help="of the phantom (default: 0)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default): a CUDA GPU if torch sees one")
-    any_trainer = f"any trainer that nnU-Net finds, also as <Trainer>_<N>epochs_<M>iterations (default: {DEFAULT_TRAINER})"
-    add("-tr", dest="trainer", default=DEFAULT_TRAINER, metavar="TRAINER", help=any_trainer)
+    add("-tr", dest="trainer", default=DEFAULT_TRAINER, metavar="TRAINER", help="any that nnU-Net finds (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,11 +60,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         demo.run()
     except (Interrupted, KeyboardInterrupt):
-        print(
-            "\nnnunet_l2g demo: interrupted; no process of it is left. To go on, run the same command again (without "
-            "--overwrite): finished steps are kept, and training continues from its last checkpoint.",
-            file=sys.stderr,
-        )
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     print(f"\nDone in {time.monotonic() - begin:.0f} s.\n{demo.closing()}")
     return 0
@@ -96,9 +94,8 @@ class Demo:
 
     def __init__(self, folder: Path, trainer: str, device: str, seed: int):
         self.folder, self.trainer, self.seed = folder, trainer, seed
-        self.raw = folder / "nnUNet_raw" / DATASET
+        self.raw, self.predictions = folder / "nnUNet_raw" / DATASET, folder / PREDICTIONS
         self.model = folder / "nnUNet_results" / DATASET / f"{trainer}__{PLANS}__{CONFIGURATION}"
-        self.predictions = folder / PREDICTIONS
         dataset, fold, chosen = str(DATASET_ID), str(FOLD), ["-tr", trainer, "-device", device]
         predict = ["-d", dataset, "-c", CONFIGURATION, "-f", fold, *chosen, "-npp", "0", "-nps", "0"]
         self.commands = {
@@ -159,12 +156,12 @@ class Demo:
 
     def closing(self) -> str:
         """Where the files are, and the commands that were run."""
-        variables = nnunet_variables(self.folder).items()
         lines = [
             f"  picture  {self.folder / PICTURE}",
             f"  summary  {self.folder / SUMMARY}",
             f"  model    {self.model}",
             "To repeat it by hand (planning then draws more intensities, which takes longer):",
+            *(f"  export {name}={shlex.quote(value)}" for name, value in nnunet_variables(self.folder).items()),
+            *(f"  {shown_command(*command)}" for command in self.commands.values()),
         ]
-        lines += [f"  export {name}={shlex.quote(value)}" for name, value in variables]
-        return "\n".join([*lines, *(f"  {shown_command(*command)}" for command in self.commands.values())])
+        return "\n".join(lines)

@@ -89,7 +89,7 @@ def test_a_missing_result_is_made_again_with_all_after_it(control, target):
     assert names(control) == ["train", "predict"]
 
 
-def test_other_settings_need_overwrite_or_another_folder(control, target, capsys):
+def test_other_or_damaged_settings_need_overwrite_or_another_folder(control, target, capsys):
     assert demo(target) == 0
     (target / "my notes.txt").write_text("keep me")
     calls(control)
@@ -101,15 +101,10 @@ def test_other_settings_need_overwrite_or_another_folder(control, target, capsys
     assert demo(target, "--seed", "1", "--overwrite") == 0
     assert len(names(control)) == 3
     assert (target / "my notes.txt").read_text() == "keep me"
-
-
-def test_a_damaged_marker_is_named(control, target, capsys):
-    demo(target)
     (target / ".nnunet_l2g_demo").write_text("[]")
     assert demo(target) == 1
     message = capsys.readouterr().err
     assert ".nnunet_l2g_demo cannot be read" in message and "--overwrite" in message
-    assert demo(target, "--overwrite") == 0
 
 
 def test_a_foreign_folder_is_left_alone(control, target, capsys):
@@ -217,6 +212,22 @@ def test_a_trainer_of_somebody_else_is_named(control, target, tmp_path, capsys, 
     monkeypatch.setenv(VARIABLE, os.pathsep.join([str(tmp_path), trainers_folder()]))
     assert demo(target) == 0
     assert f"{command.DEFAULT_TRAINER} from {tmp_path / 'mine.py'}, not from nnunet_l2g" in capsys.readouterr().out
+
+
+def test_children_see_nnunets_variables_and_our_trainers(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNUNET_L2G_AUTOLOAD", "0")
+    monkeypatch.setenv(VARIABLE, "mine")
+    environment = nnunet.child_environment(tmp_path)
+    assert environment[VARIABLE].split(os.pathsep) == ["mine", trainers_folder()]
+    assert environment["nnUNet_raw"] == str(tmp_path / "nnUNet_raw")
+    assert 1 <= int(environment["nnUNet_n_proc_DA"]) <= 4
+
+
+def test_progress_shows_cases_and_nothing_that_it_does_not_know():
+    shown = nnunet.Progress(Path("log")).shown
+    assert shown("Using splits from existing split file") is None
+    for line in ("predicting phantom_tr001", "Mean Validation Dice:  0.9"):
+        assert shown(f"2026-01-01 00:00:00.1: {line} ") == line
 
 
 def test_dice_and_slice():
