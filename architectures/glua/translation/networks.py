@@ -149,8 +149,8 @@ class SpectralConvolution(nn.Conv2d):
 class Discriminator(nn.Module):
     """(N, C, H, W) -> a map of scores for each scale: 1, 1/2, 1/4, ...
 
-    Receptive fields are small, to judge appearance and not anatomy: 18 pixels of the first scale with a first kernel of 4,
-    10 with a first kernel of 3, which has no stride.
+    Receptive fields are small, so that scores depend on appearance and not on anatomy. That of the first scale has 18 pixels
+    with a first kernel of 4, and 10 with a first kernel of 3, which has no stride.
     """
 
     def __init__(self, channels: int, width: int, scales: int, first: int):
