@@ -75,7 +75,7 @@ class AdaptedTrainer(PluginTrainer):
 
     @property
     def needs_target_images(self) -> bool:
-        return self.translation or self.alignment or self.self_training
+        return self.self_training or not self.inversion_only
 
     def get_training_transforms(self, *args, use_mask_for_norm=None, **kwargs):
         """nnU-Net's, with the source's use_mask_for_norm: the plans hold the target's."""
@@ -115,7 +115,7 @@ class AdaptedTrainer(PluginTrainer):
         """nnU-Net's, with the target's images set beside the source's."""
         if not self.needs_target_images:
             return super().train_step(batch)
-        if not torch.isfinite(batch["unlabelled"]).all():  # found here: at first no loss depends on them
+        if not torch.isfinite(batch["unlabelled"]).all():  # before the alignment starts, no loss shows it
             self._on_nonfinite("the target's images hold NaN or Inf", cases_of(batch), healed=False)
         network, images = self.raw_network, batch["unlabelled"].to(self.device, non_blocking=True)  # (B, C, *patch)
         if self.alignment:

@@ -87,7 +87,16 @@ class AdaptiveBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Content (N, m width, H/m, W/m) and style (N, style_dim) -> image (N, C, H, W) of the domain that the style is of."""
+    """Content (N, m width, H/m, W/m) and style (N, style_dim) -> image (N, C, H, W) of the domain that the style is of.
+
+    Resolution is doubled by a convolution to four times the channels, which are then shuffled to pixels [1]: a quarter fewer
+    operations of a translation step than 5x5 convolutions after upsampling.
+
+    References
+    ----------
+    .. [1] Shi et al. Real-time single image and video super-resolution using an efficient sub-pixel convolutional neural
+       network. CVPR 2016.
+    """
 
     def __init__(self, channels: int, width: int, style_dim: int, halvings: int, blocks: int = 4):
         super().__init__()
@@ -100,7 +109,7 @@ class Decoder(nn.Module):
         layers = []
         for wide in (width * 2**i for i in range(halvings, 0, -1)):
             # one group: an instance norm would remove the channel means that the style has just set
-            layers += [nn.Upsample(scale_factor=2), _convolution(wide, wide // 2, 5), nn.GroupNorm(1, wide // 2), nn.ReLU()]
+            layers += [_convolution(wide, 2 * wide, 3), nn.PixelShuffle(2), nn.GroupNorm(1, wide // 2), nn.ReLU()]
         self.up = nn.Sequential(*layers, _convolution(width, channels, 7))
 
     def forward(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
@@ -149,8 +158,8 @@ class SpectralConvolution(nn.Conv2d):
 class Discriminator(nn.Module):
     """(N, C, H, W) -> a map of scores for each scale: 1, 1/2, 1/4, ...
 
-    Receptive fields are small, to judge appearance and not anatomy: 18 pixels of the first scale with a first kernel of 4,
-    10 with a first kernel of 3, which has no stride.
+    Receptive fields are small, so that scores depend on appearance and not on anatomy. That of the first scale has 18 pixels
+    with a first kernel of 4, and 10 with a first kernel of 3, which has no stride.
     """
 
     def __init__(self, channels: int, width: int, scales: int, first: int):
