@@ -12,9 +12,9 @@ from planned import PLAIN, SIZE, SPACING
 from test_grcsf_trainer import make_with_cases, training_cases
 
 from nnunet_l2g.adapt.fingerprint import CaseJob, read_case
+from nnunet_l2g.architectures.grcsf.picture import labelled_patch
 from nnunet_l2g.cli import main
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.inspect.patch import labelled_patch
 from nnunet_l2g.phantom import write_dataset
 
 TURNED = (0, 1, 0, 1, 0, 0, 0, 0, -1)

@@ -1,4 +1,4 @@
-"""What `nnunet_l2g inspect` shows of GLUA and its twins, and how it takes an image of either domain."""
+"""What `nnunet_l2g inspect` shows of GLUA and its ablations, and how it takes an image of either domain."""
 
 import json
 
@@ -10,10 +10,10 @@ from tiny_model import make_plans, open_model, write_case, write_model
 
 from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
 from nnunet_l2g.architectures.glua.translation.translator import Translator, halvings_of
-from nnunet_l2g.inspect import inspection
+from nnunet_l2g.errors import UserError
 from nnunet_l2g.inspect.case import read_case
-from nnunet_l2g.inspect.domains import TARGET_KEY, plans_for_domain
-from nnunet_l2g.inspect.glua import EXTRA_KEY, load_parts, translate_case
+from nnunet_l2g.inspect.glua import EXTRA_KEY, as_network_knows, load_parts, translate_case
+from nnunet_l2g.inspect.model import TARGET_KEY, plans_for_domain
 
 torch.set_num_threads(1)
 
@@ -36,29 +36,25 @@ def extra_state(dims=2):
     return {"translator": weights, "alignment": {"discriminator": discriminator.state_dict(), "optimizer": {}}}
 
 
-GAP = {key: [np.float64(0.5), np.float64(0.25)] for key in ("gap_intensity", "gap_intensity_translated", "gap_features")}
+TRANSLATIONS = {"translations.png", *(f"translation_{style}.nii.gz" for style in range(1, 7))}
+MASK = {"mask.png", "mask.nii.gz"}
+SEGMENTATION = {"prediction.nii.gz", "segmentation.png", "summary.json"}
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_glua_translates_a_source_image_and_masks(tmp_path, dims):
+def test_glua_translates_a_source_image_and_shows_the_mask(tmp_path, dims):
     state = extra_state(dims)
-    model = write_model(tmp_path, "nnUNetTrainerGLUA", adapted(dims), **{EXTRA_KEY: state}, logging=GAP)
+    model = write_model(tmp_path, "nnUNetTrainerGLUA", adapted(dims), **{EXTRA_KEY: state})
     image, label = write_case(tmp_path / "in", spacing=(4.0, 2.0, 2.0))
     assert inspect(model, image, tmp_path / "out", label=label) == 0
-    files = check_files(tmp_path / "out", image)
-    assert {f"translation_{style}.nii.gz" for style in range(1, 7)} | {"mask.nii.gz", "mask_translated.nii.gz"} < set(files)
-    assert {"translations.png", "mask.png", "gap.png"} < set(files)
-    found = read_summary(tmp_path / "out")["glua"]
-    assert found["domain"] == "source" and found["notes"] == [] and len(found["translation"]) == 6
-    assert found["gap"]["gap_intensity"] == {"first": 0.5, "last": 0.25, "epochs": [0.5, 0.25]}
-    assert 0 < found["mask"]["image"]["mean_mask"] < 1 and set(found["mask"]["image"]["structures"]) == {"organ", "lesion"}
-    mask = read_map(tmp_path / "out/mask.nii.gz")
-    assert found["mask"]["image"]["structures"]["organ"]["mask"] == pytest.approx(mask[read_map(label) == 1].mean(), abs=1e-4)
-    opened = open_model(model, plans_of=lambda plans, name: plans_for_domain(plans, name, None)[0])
+    assert check_files(tmp_path / "out", image) == TRANSLATIONS | MASK | SEGMENTATION | {"errors.nii.gz"}
+    summary = read_summary(tmp_path / "out")
+    assert summary["domain"] == "source" and 0 < summary["glua"]["mean_mask"] < 1
+    opened = open_model(model)
     case = read_case(opened, [image], None)
     assert abs(case.data.mean()) < 0.05  # z-scores, the source's normalisation
-    translator, _, _, missing = load_parts(opened)
-    assert not missing and torch.equal(translator.target_styles, state["translator"]["target_styles"])
+    translator = load_parts(opened).translator
+    assert torch.equal(translator.target_styles, state["translator"]["target_styles"])
     expected = translate_case(translator, case.data, translator.target_styles[1], "cpu")
     inside = tuple(slice(*bounds) for bounds in case.properties["bbox_used_for_cropping"])
     assert np.allclose(read_map(tmp_path / "out/translation_2.nii.gz")[inside], expected[0], atol=1e-4)
@@ -69,86 +65,60 @@ def test_glua_translates_a_source_image_and_masks(tmp_path, dims):
 
 
 def test_a_target_image_is_normalised_as_such_and_not_translated(tmp_path):
-    model = write_model(tmp_path, "nnUNetTrainerGLUA", adapted(), **{EXTRA_KEY: extra_state()}, logging=GAP)
+    model = write_model(tmp_path, "nnUNetTrainerGLUA", adapted(), **{EXTRA_KEY: extra_state()})
     image, _ = write_case(tmp_path / "in")
     assert inspect(model, image, tmp_path / "out", "--domain", "target") == 0
-    files = check_files(tmp_path / "out", image)
-    assert "mask.png" in files and "translations.png" not in files and "mask_translated.nii.gz" not in files
-    case = read_case(open_model(model), [image], None)
+    assert check_files(tmp_path / "out", image) == MASK | SEGMENTATION
+    case = read_case(open_model(model, domain="target"), [image], None)
     clipped = np.clip(case.image, 50, 350)  # CT normalisation with the plans' intensities
     assert case.data.max() == pytest.approx((clipped.max() - 200) / 50, abs=0.2)
 
 
-def test_a_stripped_checkpoint_is_said_to_be(tmp_path, capsys):
-    model, (image, _) = write_model(tmp_path, "nnUNetTrainerGLUA", adapted()), write_case(tmp_path / "in")
-    assert inspect(model, image, tmp_path / "out") == 0
-    assert "has no translator and no domain discriminator" in capsys.readouterr().out
-    summary = read_summary(tmp_path / "out")
-    assert set(summary["files"]) == {"prediction.nii.gz", "segmentation.png", "summary.json"}
-    assert "checkpoint_final.pth has no translator" in summary["glua"]["notes"][0]
-
-
 @pytest.mark.parametrize(
-    ("trainer", "has", "lacks"),
+    ("trainer", "parts", "files"),
     [
-        ("nnUNetTrainerGLUANoTranslation", "mask.png", "translations.png"),
-        ("nnUNetTrainerGLUATranslationOnly", "translations.png", "mask.png"),
-        ("nnUNetTrainerGLUANoMask", "mask.png", "nothing"),
+        ("nnUNetTrainerGLUANoTranslation", {"alignment"}, MASK),
+        ("nnUNetTrainerGLUATranslationOnly", {"translator"}, TRANSLATIONS),
+        ("nnUNetTrainerGLUA", set(), set()),  # another program has removed what prediction does not need
     ],
 )
-def test_gluas_twins(tmp_path, trainer, has, lacks):
-    kept = {"mask.png": "alignment", "translations.png": "translator"}
-    state = {key: value for key, value in extra_state().items() if key != kept.get(lacks)}
+def test_what_the_checkpoint_holds_is_shown(tmp_path, capsys, trainer, parts, files):
+    state = {key: value for key, value in extra_state().items() if key in parts}
     model, (image, _) = write_model(tmp_path, trainer, adapted(), **{EXTRA_KEY: state}), write_case(tmp_path / "in")
     assert inspect(model, image, tmp_path / "out") == 0
-    files = read_summary(tmp_path / "out")["files"]
-    assert has in files and lacks not in files
-    assert read_summary(tmp_path / "out")["glua"]["notes"] == []
+    assert set(read_summary(tmp_path / "out")["files"]) == files | SEGMENTATION
+    assert ("checkpoint_final.pth has no translator" in capsys.readouterr().out) == (not parts)
 
 
-def test_an_image_of_the_source_is_turned_over_for_a_network_that_knows_it_so(tmp_path, monkeypatch):
-    seen = []
-    predict = inspection.predict
-    monkeypatch.setattr(inspection, "predict", lambda model, case, on: seen.append(case.data) or predict(model, case, on))
+def test_the_contrast_of_a_source_image_is_inverted_for_a_network_that_was_trained_so(tmp_path):
     image, _ = write_case(tmp_path / "in")
-    for sign, domain in ((1.0, "source"), (-1.0, "source"), (-1.0, "target")):
-        state = {"polarity": torch.tensor([sign])}
-        out = tmp_path / f"{domain}{sign}"
-        model = write_model(out, "nnUNetTrainerGLUASignOnly", adapted(), **{EXTRA_KEY: state})
-        assert inspect(model, image, out / "out", "--domain", domain) == 0
-        found = read_summary(out / "out")["glua"]
-        assert found.get("polarity") == (None if domain == "target" else [int(sign)])
-    assert np.array_equal(seen[1], -seen[0])
-    target = read_case(open_model(model), [image], None)
-    assert np.array_equal(seen[2], target.data)
+    for sign, domain, expected in ((1.0, "source", 1), (-1.0, "source", -1), (-1.0, "target", 1)):
+        state = {EXTRA_KEY: {"polarity": torch.tensor([sign])}}
+        folder = write_model(tmp_path / f"{domain}{sign}", "nnUNetTrainerGLUASignOnly", adapted(), **state)
+        model = open_model(folder, domain=domain)
+        case = read_case(model, [image], None)
+        assert np.array_equal(as_network_knows(model, load_parts(model), case).data, expected * case.data)
+    assert inspect(tmp_path / "source-1.0" / folder.name, image, tmp_path / "out") == 0
+    assert read_summary(tmp_path / "out")["glua"]["inverted"] == [True]
 
 
-def test_a_network_that_has_lost_its_signs_is_said_to_have(tmp_path, capsys):
-    model, (image, _) = write_model(tmp_path, "nnUNetTrainerGLUASignOnly", adapted()), write_case(tmp_path / "in")
-    assert inspect(model, image, tmp_path / "out") == 1 and not (tmp_path / "out").exists()
-    assert "does not say which channels of the source were turned over" in capsys.readouterr().err
-    assert inspect(model, image, tmp_path / "out", "--domain", "target") == 0
-    assert "has no sign of each channel" in capsys.readouterr().out
-    for number, signs in enumerate((torch.ones(2), torch.zeros(1), [1.0], torch.ones(1, dtype=torch.bool), -torch.ones(1, 1))):
-        model = write_model(tmp_path / str(number), "nnUNetTrainerGLUASignOnly", adapted(), **{EXTRA_KEY: {"polarity": signs}})
+def test_parts_that_do_not_fit_are_refused(tmp_path, capsys):
+    image, _ = write_case(tmp_path / "in")
+    stripped = write_model(tmp_path / "stripped", "nnUNetTrainerGLUASignOnly", adapted())
+    assert inspect(stripped, image, tmp_path / "refused") == 1
+    assert "which channels of the source were inverted" in capsys.readouterr().err
+    for number, state in enumerate((
+        {"translator": {"target_styles": torch.zeros(3, 8)}},
+        {"alignment": {"discriminator": {}}},
+        *({"polarity": signs} for signs in (torch.ones(2), torch.zeros(1), [1.0], -torch.ones(1, 1))),
+    )):  # fmt: skip
+        model = write_model(tmp_path / str(number), "nnUNetTrainerGLUA", adapted(), **{EXTRA_KEY: state})
         assert inspect(model, image, tmp_path / "refused") == 1
-        assert "its signs of channels do not fit nnUNetTrainerGLUASignOnly, expected 1 of 1 or -1" in capsys.readouterr().err
-
-
-def test_parts_of_another_model_are_refused(tmp_path, capsys):
-    for part, entry in (("translator", {"translator": {"target_styles": torch.zeros(3, 8)}}),
-                        ("domain discriminator", {"alignment": {"discriminator": {}}})):  # fmt: skip
-        state = extra_state() | entry
-        model = write_model(tmp_path / part, "nnUNetTrainerGLUA", adapted(), **{EXTRA_KEY: state})
-        image, _ = write_case(tmp_path / "in")
-        assert inspect(model, image, tmp_path / part / "out") == 1
-        assert f"its {part} does not fit" in capsys.readouterr().err
-        assert not (tmp_path / part / "out").exists()
+        assert "what its trainer kept beside the network does not fit nnUNetTrainerGLUA" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_source_with_ct_normalisation_needs_its_plans(tmp_path, monkeypatch):
-    from nnunet_l2g.errors import UserError
-
     plans = adapted(target="ZScoreNormalization", source="CTNormalization")
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     with pytest.raises(UserError, match=r"sourcePlans.json.*--domain target"):
@@ -161,10 +131,3 @@ def test_a_source_with_ct_normalisation_needs_its_plans(tmp_path, monkeypatch):
     assert made["configurations"]["2d"]["normalization_schemes"] == ["CTNormalization"]
     assert plans["configurations"]["2d"]["normalization_schemes"] == ["ZScoreNormalization"]
     assert plans_for_domain(plans, "2d", "target") == (plans, "target")
-
-
-def test_names_of_the_layers_above():
-    from nnunet_l2g import adapt as adaptation
-    from nnunet_l2g.trainers import base
-
-    assert EXTRA_KEY == base.EXTRA_KEY and TARGET_KEY == adaptation.TARGET_KEY

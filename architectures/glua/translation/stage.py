@@ -20,7 +20,7 @@ from nnunet_l2g.architectures.glua.translation.picture import draw_translation
 from nnunet_l2g.architectures.glua.translation.slices import random_choice, to_slices
 from nnunet_l2g.architectures.glua.translation.translator import Translator
 from nnunet_l2g.training.distributed import average_gradients, from_rank_0, world_size
-from nnunet_l2g.training.pictures import not_worth_a_training
+from nnunet_l2g.training.figure import warn_if_not_written
 from nnunet_l2g.training.precision import bfloat16_where_possible
 from nnunet_l2g.training.stages import Stage
 
@@ -206,7 +206,7 @@ class TranslationStage(Stage):
         if self.draw is not None and self.pictured is not None and (last or (epoch + 1) % self.draw_every == 0):
             source, target = (to_slices(x.to(self.device)) for x in self.pictured)
             caption = f"epoch {epoch + 1} of {self.epochs}, mean shift {values['validation_shift']:.2f} pixels"
-            with not_worth_a_training(log):
+            with warn_if_not_written(log):
                 draw_translation(self.module, source, target, caption, f"{self.draw}/translation.png")
         if last and values["validation_shift"] > MOVED:
             log(

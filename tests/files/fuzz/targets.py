@@ -44,15 +44,15 @@ def dataset_json(data: bytes) -> None:
 
 def model_plans(data: bytes) -> None:
     """`inspect`: plans of a model, adapted ones and plain ones."""
-    from nnunet_l2g.inspect.domains import plans_for_domain
-    from nnunet_l2g.inspect.model import _read_plans
+    from nnunet_l2g.inspect.model import read_plans
 
     choices = Choices(data)
     good = make_plans() if choices.below(2) else adapted()[0]
     domain = (None, "source", "target")[choices.below(3)]
     path = write(place("model", "plans.json"), spoilt_json(choices, good))
     with contextlib.suppress(UserError):
-        plans, configuration = _read_plans(path, "3d_fullres", path, lambda p, c: plans_for_domain(p, c, domain)[0])
+        plans, _ = read_plans(path, "3d_fullres", domain)
+        configuration = plans.get_configuration("3d_fullres")
         assert len(configuration.patch_size) == len(configuration.spacing) and plans.plans_name
 
 
@@ -99,13 +99,13 @@ def splits(data: bytes) -> None:
 def marker(data: bytes) -> None:
     """`inspect`: names of files that it may delete in its folder, and nowhere else."""
     from nnunet_l2g.files import marker_of
-    from nnunet_l2g.inspect.output import Output
+    from nnunet_l2g.inspect.maps import Output
 
     folder = place("inspected", "out", "sub", "file").parent.parent
     keep = write(folder / "sub" / "file", b"")
     write(marker_of(folder, "inspect"), spoilt_json(Choices(data), ["summary.json", "../outside", "sub", "sub/file"]))
     with contextlib.suppress(UserError):
-        Output.open(folder)
+        Output(folder)
     assert keep.is_file() and precious().is_file()
 
 
@@ -255,7 +255,7 @@ def _saved(content: object) -> bytes:
 def checkpoint(data: bytes) -> None:
     """`inspect` and `compare`: a checkpoint of nnU-Net's."""
     from nnunet_l2g.compare.checkpoint import Checkpoint, read_checkpoint
-    from nnunet_l2g.inspect.model import _read_checkpoint
+    from nnunet_l2g.inspect import model
 
     choices = Choices(data)
     good = _checkpoint()
@@ -268,7 +268,7 @@ def checkpoint(data: bytes) -> None:
         saved = spoilt_bytes(choices, _saved(good))
     path = write(place("checkpoint", "checkpoint_final.pth"), saved)
     with contextlib.suppress(UserError):
-        found = _read_checkpoint(path)
+        found = model.read_checkpoint(path)
         assert isinstance(found["trainer_name"], str) and isinstance(found["init_args"]["configuration"], str)
     assert isinstance(read_checkpoint(path), (Checkpoint, type(None)))
 
