@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_inspect import check_files, inspect, read_map, read_summary
+from test_inspect import SEGMENTATION, check_files, inspect, read_map, read_summary
 from tiny_model import make_plans, open_model, write_case, write_model
 
 from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminator
@@ -38,7 +38,6 @@ def extra_state(dims=2):
 
 TRANSLATIONS = {"translations.png", *(f"translation_{style}.nii.gz" for style in range(1, 7))}
 MASK = {"mask.png", "mask.nii.gz"}
-SEGMENTATION = {"prediction.nii.gz", "segmentation.png", "summary.json"}
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -92,30 +91,28 @@ def test_what_the_checkpoint_holds_is_shown(tmp_path, capsys, trainer, parts, fi
 
 def test_the_contrast_of_a_source_image_is_inverted_for_a_network_that_was_trained_so(tmp_path):
     image, _ = write_case(tmp_path / "in")
-    for sign, domain, expected in ((1.0, "source", 1), (-1.0, "source", -1), (-1.0, "target", 1)):
-        state = {EXTRA_KEY: {"polarity": torch.tensor([sign])}}
-        folder = write_model(tmp_path / f"{domain}{sign}", "nnUNetTrainerGLUASignOnly", adapted(), **state)
+    state = {EXTRA_KEY: {"polarity": torch.tensor([-1.0])}}
+    folder = write_model(tmp_path, "nnUNetTrainerGLUASignOnly", adapted(), **state)
+    for domain, sign in (("source", -1), ("target", 1)):
         model = open_model(folder, domain=domain)
         case = read_case(model, [image], None)
-        assert np.array_equal(as_network_knows(model, load_parts(model), case).data, expected * case.data)
-    assert inspect(tmp_path / "source-1.0" / folder.name, image, tmp_path / "out") == 0
+        assert np.array_equal(as_network_knows(model, load_parts(model), case).data, sign * case.data)
+    assert inspect(folder, image, tmp_path / "out") == 0
     assert read_summary(tmp_path / "out")["glua"]["inverted"] == [True]
 
 
-def test_parts_that_do_not_fit_are_refused(tmp_path, capsys):
-    image, _ = write_case(tmp_path / "in")
-    stripped = write_model(tmp_path / "stripped", "nnUNetTrainerGLUASignOnly", adapted())
-    assert inspect(stripped, image, tmp_path / "refused") == 1
-    assert "which channels of the source were inverted" in capsys.readouterr().err
-    for number, state in enumerate((
+def test_parts_that_do_not_fit_are_refused(tmp_path):
+    model = open_model(write_model(tmp_path, "nnUNetTrainerGLUASignOnly", adapted()))
+    with pytest.raises(UserError, match="which channels of the source were inverted"):
+        as_network_knows(model, load_parts(model), read_case(model, [write_case(tmp_path / "in")[0]], None))
+    for state in (
         {"translator": {"target_styles": torch.zeros(3, 8)}},
         {"alignment": {"discriminator": {}}},
         *({"polarity": signs} for signs in (torch.ones(2), torch.zeros(1), [1.0], -torch.ones(1, 1))),
-    )):  # fmt: skip
-        model = write_model(tmp_path / str(number), "nnUNetTrainerGLUA", adapted(), **{EXTRA_KEY: state})
-        assert inspect(model, image, tmp_path / "refused") == 1
-        assert "what its trainer kept beside the network does not fit nnUNetTrainerGLUA" in capsys.readouterr().err
-    assert not (tmp_path / "refused").exists()
+    ):
+        model.checkpoint[EXTRA_KEY] = state
+        with pytest.raises(UserError, match="what its trainer kept beside the network does not fit nnUNetTrainerGLUASignOnly"):
+            load_parts(model)
 
 
 def test_a_source_with_ct_normalisation_needs_its_plans(tmp_path, monkeypatch):

@@ -1,23 +1,17 @@
 """What `nnunet_l2g inspect` shows of L2GNet and GRCSF: which files, and that they are right."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from planned import RICH
-from test_inspect import check_files, inspect, read_map, read_summary
-from test_trainers import make
+from test_inspect import SEGMENTATION, check_files, inspect, read_map, read_summary
 from tiny_model import make_plans, open_model, write_case, write_model
 
 from nnunet_l2g.architectures.grcsf.picture import draw_compensation
 from nnunet_l2g.inspect.case import read_case
-from nnunet_l2g.trainers import nnUNetTrainerL2GNet
 
 torch.set_num_threads(1)
 WHOLE = (10, 46, 39)  # write_case's image of this shape is cropped to the patch 8 x 32 x 32
-SEGMENTATION = {"prediction.nii.gz", "errors.nii.gz", "segmentation.png", "summary.json"}
+SEGMENTATION = SEGMENTATION | {"errors.nii.gz"}
 
 
 @pytest.mark.parametrize(
@@ -44,31 +38,23 @@ def test_l2gnet_and_its_ablations_show_what_they_have(tmp_path, trainer, dims, s
             assert found["structures"][name] == pytest.approx(shares, abs=1e-3)
 
 
-def test_a_checkpoint_that_the_trainer_wrote_regions_too(nnunet_folders, tmp_path):
-    trainer = make(nnunet_folders, nnUNetTrainerL2GNet, RICH, "2d")
-    trainer.initialize()
-    model = Path(trainer.output_folder_base)
-    for name, content in (("plans", trainer.plans_manager.plans), ("dataset", trainer.dataset_json)):
-        (model / f"{name}.json").write_text(json.dumps(content))
-    trainer.logger.log("train_losses", np.float32(1), 0)
-    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
-    image = nnunet_folders.path("raw", RICH, "imagesTs", "phantom_ts000_0000.nii.gz")
-    label = nnunet_folders.path("raw", RICH, "labelsTs", "phantom_ts000.nii.gz")
-    assert inspect(model, image, tmp_path / "out", label=label) == 0
-    assert check_files(tmp_path / "out", image) >= {"references_0000.nii.gz", "references.png"}
+def explain(folder, image):
+    """What the network does with an image that is one patch, and where that patch lies in the image."""
+    model = open_model(folder)
+    case = read_case(model, [image], None)
+    inside = tuple(slice(*bounds) for bounds in case.properties["bbox_used_for_cropping"])
+    return model.network.explain(torch.from_numpy(case.data)[None]), inside
 
 
 def test_references_lie_where_their_tokens_are(tmp_path):
     model = write_model(tmp_path, "nnUNetTrainerL2GNet")
     image, _ = write_case(tmp_path / "in", WHOLE, (4.0, 2.0, 2.0))
     assert inspect(model, image, tmp_path / "out") == 0
-    opened = open_model(model)
-    case = read_case(opened, [image], None)
-    nearest = opened.network.explain(torch.from_numpy(case.data)[None])["cosines"][0].argmax(0).numpy()
+    explained, inside = explain(model, image)
+    nearest = explained["cosines"][0].argmax(0).numpy()
     for axis, size in enumerate((8, 32, 32)):
         nearest = nearest.repeat(size // nearest.shape[axis], axis)
     written = read_map(tmp_path / "out/references.nii.gz").astype(int)
-    inside = tuple(slice(*bounds) for bounds in case.properties["bbox_used_for_cropping"])
     assert np.array_equal(written[inside], nearest + 1) and (written > 0).sum() == nearest.size
 
 
@@ -99,10 +85,7 @@ def test_grcsf_maps_are_the_networks(tmp_path):
     assert inspect(model, image, tmp_path / "out") == 0
     maps = RECONSTRUCTIONS | RESIDUALS | {"compensation", "importance"}
     assert check_files(tmp_path / "out", image) >= {f"{name}.nii.gz" for name in maps}
-    opened = open_model(model)
-    case = read_case(opened, [image], None)
-    explained = opened.network.explain(torch.from_numpy(case.data)[None])
-    inside = tuple(slice(*bounds) for bounds in case.properties["bbox_used_for_cropping"])
+    explained, inside = explain(model, image)
     for name, expected in (("residual_75", explained["map_75"][0, 1]), ("reconstruction_50", explained["mean_50"][0, 0])):
         assert np.allclose(read_map(tmp_path / f"out/{name}.nii.gz")[inside], expected, atol=1e-4), name
 
