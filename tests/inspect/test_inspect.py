@@ -18,7 +18,6 @@ from nnunet_l2g.cli import main
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.inspect.case import find_channels, read_case, read_channels
 from nnunet_l2g.inspect.maps import Output
-from nnunet_l2g.inspect.model import load_model
 from nnunet_l2g.trainers.l2gnet import REGIONS_KEY
 
 torch.set_num_threads(1)
@@ -35,9 +34,8 @@ def plain(tmp_path_factory):
 
 def inspect(model, image, output, *options, label=None):
     """Exit status of the command."""
-    images = image if isinstance(image, list) else [image]
     options = [*options, *(["-l", label] if label else [])]
-    arguments = ["inspect", "-m", model, "-f", 0, "-i", *images, "-o", output, "--device", "cpu", *options]
+    arguments = ["inspect", "-m", model, "-f", 0, "-i", image, "-o", output, "--device", "cpu", *options]
     return main([str(argument) for argument in arguments])
 
 
@@ -51,22 +49,19 @@ def read_map(path):
 
 def lies_on(path, image):
     one, other = (sitk.ReadImage(str(p)) for p in (path, image))
-    names = ("GetSpacing", "GetOrigin", "GetDirection")
-    close = [np.allclose(getattr(one, name)(), getattr(other, name)(), atol=1e-5) for name in names]
-    return one.GetSize() == other.GetSize() and all(close)
+    names = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
+    return all(np.allclose(getattr(one, name)(), getattr(other, name)(), atol=1e-5) for name in names)
 
 
 def check_files(output, image):
     """The files in the summary. They exist and no others, maps lie on the image, pictures show something."""
     files = read_summary(output)["files"]
     assert set(files) == {path.name for path in output.iterdir()} - {MARKER}
-    for name, line in files.items():
-        assert line and (output / name).stat().st_size > 0
+    for name in files:
         if name.endswith(".nii.gz"):
             assert lies_on(output / name, image), name
         if name.endswith(".png"):
-            picture = io.imread(output / name)
-            assert min(picture.shape[:2]) > 200 and picture.std() > 10
+            assert io.imread(output / name).std() > 10
     return set(files)
 
 
@@ -82,11 +77,8 @@ def refused(function, *arguments, words):
 def test_a_stock_model_gets_nnunets_prediction_and_errors(plain, tmp_path, capsys):
     model, image, label = plain
     assert inspect(model, image, tmp_path / "out", label=label) == 0
-    files = check_files(tmp_path / "out", image)
-    assert files == SEGMENTATION | {"errors.nii.gz"}
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in files)
-
+    assert check_files(tmp_path / "out", image) == SEGMENTATION | {"errors.nii.gz"}
+    assert "segmentation.png   image, reference, prediction" in capsys.readouterr().out
     reference = read_map(label)
     prediction, errors = (read_map(tmp_path / "out" / name) for name in ("prediction.nii.gz", "errors.nii.gz"))
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
@@ -100,10 +92,10 @@ def test_a_stock_model_gets_nnunets_prediction_and_errors(plain, tmp_path, capsy
     summary = read_summary(tmp_path / "out")
     assert (summary["trainer"], summary["method"], summary["domain"]) == ("nnUNetTrainer", None, None)
     for value, name in ((1, "organ"), (2, "lesion")):
-        true = ((reference == value) & (prediction == value)).sum()
-        dice = 2 * true / ((reference == value).sum() + (prediction == value).sum())
+        true, voxels = ((reference == value) & (prediction == value)).sum(), (prediction == value).sum()
+        dice = 2 * true / ((reference == value).sum() + voxels)
         assert summary["segmentation"]["scores"][name]["dice"] == pytest.approx(dice, abs=1e-5)
-        assert summary["segmentation"]["voxels"][name] == (prediction == value).sum()
+        assert summary["segmentation"]["voxels"][name] == voxels
 
 
 def test_regions_with_an_ignore_label(tmp_path):
@@ -120,8 +112,7 @@ def test_regions_with_an_ignore_label(tmp_path):
     scores, parts = summary["segmentation"]["scores"], summary["l2gnet"]["structures"]
     array, prediction = read_map(label), read_map(tmp_path / "out/prediction.nii.gz")
     assert (read_map(tmp_path / "out/errors.nii.gz")[array == 3] == 5).all()
-    valid = array != 3
-    assert scores["whole"]["true_positive"] == ((array > 0) & (prediction > 0) & valid).sum()
+    assert scores["whole"]["true_positive"] == (np.isin(array, (1, 2)) & (prediction > 0)).sum()
     inside = read_map(tmp_path / "out/references_0000.nii.gz")[np.isin(array, (1, 2))]  # 6 to 10 stand for the region
     assert parts["whole"] == pytest.approx([(inside == 5 + number).mean() for number in range(1, 6)], abs=1e-3)
     assert set(scores) == set(parts) == {"whole", "lesion"}
@@ -137,7 +128,6 @@ def test_a_natural_image_of_three_channels(tmp_path):
     for name in ("prediction.nii.gz", "compensation.nii.gz"):
         image = sitk.ReadImage(str(tmp_path / "out" / name))
         assert image.GetSize() == (41, 50) and image.GetSpacing() == (1, 1)
-    assert (read_map(tmp_path / "out/errors.nii.gz") == 1).any()
 
 
 def test_channels_are_found_beside_the_first_or_taken_as_named(tmp_path):
@@ -167,14 +157,11 @@ def test_an_earlier_inspections_files_are_replaced_and_no_others(tmp_path):
 # ---- refusals ----
 
 
-def test_a_refusal_is_one_line_and_nothing_is_written(plain, tmp_path, capsys):
+def test_a_refusal_writes_nothing(plain, tmp_path, capsys):
     model, image, _ = plain
     assert inspect(model, image, tmp_path / "out", "-f", "3") == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        f"nnunet_l2g inspect: {model}/fold_3/checkpoint_final.pth is missing; {model} has fold_0/checkpoint_final.pth; name "
-        "one with -f and -chk, or train it"
-    ]
+    error = f"nnunet_l2g inspect: {model}/fold_3/checkpoint_final.pth is missing; {model} has fold_0/checkpoint_final.pth"
+    assert error in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -186,7 +173,6 @@ def test_models_that_cannot_be_used(plain, tmp_path):
     file.write_bytes(whole[: len(whole) // 2])
     refused(open_model, model, words=[file, "cannot be read", "damaged"])
     for change, words in (
-        ({"network_weights": {}}, ["do not fit"]),
         ({"inference_allowed_mirroring_axes": (7,)}, ["inference_allowed_mirroring_axes"]),
         ({"trainer_name": "nnUNetTrainerOfNobody"}, ["nnUNetTrainerOfNobody", "doctor"]),
         ({"trainer_name": "nnUNetTrainerL2GNet"}, ["do not fit"]),
@@ -201,24 +187,21 @@ def test_models_that_cannot_be_used(plain, tmp_path):
     plans = make_plans()
     plans["configurations"]["3d_fullres"]["previous_stage"] = "3d_lowres"
     refused(open_model, write_model(tmp_path / "cascade", plans=plans), words=["cascade", "3d_lowres"])
-    refused(load_model, plain[0], "0", "checkpoint_final.pth", "target", words=["--domain target", "name no target"])
+    refused(lambda: open_model(plain[0], domain="target"), words=["--domain target", "name no target"])
 
 
 def test_images_and_labels_that_cannot_be_used(plain, tmp_path):
     model, (_, image, label) = open_model(plain[0]), plain
     two, _ = write_case(tmp_path / "two", channels=2)
-    text, picture = tmp_path / "text_0000.nii.gz", tmp_path / "image.png"
+    text, changed = tmp_path / "text_0000.nii.gz", tmp_path / "label.nii.gz"
     text.write_bytes(b"no image")
-    picture.write_bytes(b"x")
-    changed = tmp_path / "label.nii.gz"
     sitk.WriteImage(sitk.ReadImage(str(label)) * 3, str(changed))
     for images, reference, words in (
         ([tmp_path / "none_0000.nii.gz"], None, ["none_0000.nii.gz: no such file", "CASE_0000.nii.gz"]),
         ([tmp_path], None, [tmp_path, "no such file"]),
-        ([picture], None, [picture, ".nii.gz"]),
+        ([plain[0] / "plans.json"], None, ["plans.json", ".nii.gz"]),
         ([text], None, [text, "SimpleITKIO cannot read it"]),
         ([two], None, [two, "2 channel(s)", "takes 1 (image)"]),
-        ([image, image], None, [image, "2 channel(s)"]),
         ([image], tmp_path / "none.nii.gz", ["none.nii.gz: no such file"]),
         ([image], changed, [changed, "[3.0, 6.0]", "[0, 1, 2]"]),
     ):
@@ -243,4 +226,4 @@ def test_a_label_whose_header_alone_differs_is_used_under_a_warning(plain, tmp_p
         assert right.warning is None and np.array_equal(case.reference, right.reference)
         assert case.warning.startswith(f"HEADERS DIFFER: the label {other} has origin") and str(image) in case.warning
     assert inspect(model, image, tmp_path / "out", label=other) == 0
-    assert f"WARNING: {case.warning}" in capsys.readouterr().out and read_summary(tmp_path / "out")["warning"] == case.warning
+    assert f"WARNING: {case.warning}" in capsys.readouterr().out

@@ -42,8 +42,7 @@ MASK = {"mask.png", "mask.nii.gz"}
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_glua_translates_a_source_image_and_shows_the_mask(tmp_path, dims):
-    state = extra_state(dims)
-    model = write_model(tmp_path, "nnUNetTrainerGLUA", adapted(dims), **{EXTRA_KEY: state})
+    model = write_model(tmp_path, "nnUNetTrainerGLUA", adapted(dims), **{EXTRA_KEY: extra_state(dims)})
     image, label = write_case(tmp_path / "in", spacing=(4.0, 2.0, 2.0))
     assert inspect(model, image, tmp_path / "out", label=label) == 0
     assert check_files(tmp_path / "out", image) == TRANSLATIONS | MASK | SEGMENTATION | {"errors.nii.gz"}
@@ -53,39 +52,25 @@ def test_glua_translates_a_source_image_and_shows_the_mask(tmp_path, dims):
     case = read_case(opened, [image], None)
     assert abs(case.data.mean()) < 0.05  # z-scores, the source's normalisation
     translator = load_parts(opened).translator
-    assert torch.equal(translator.target_styles, state["translator"]["target_styles"])
     expected = translate_case(translator, case.data, translator.target_styles[1], "cpu")
     inside = tuple(slice(*bounds) for bounds in case.properties["bbox_used_for_cropping"])
     assert np.allclose(read_map(tmp_path / "out/translation_2.nii.gz")[inside], expected[0], atol=1e-4)
-    for index in (0, 3, 9):  # either way slice by slice
-        plane = torch.from_numpy(case.data[:, index])[None]  # (1, C, H, W)
-        one = translator.translate(plane if dims == 2 else plane[:, :, None], translator.target_styles[1:2])
-        assert np.allclose(one.reshape(expected.shape[2:]), expected[0, index], atol=1e-4)
-
-
-def test_a_target_image_is_normalised_as_such_and_not_translated(tmp_path):
-    model = write_model(tmp_path, "nnUNetTrainerGLUA", adapted(), **{EXTRA_KEY: extra_state()})
-    image, _ = write_case(tmp_path / "in")
-    assert inspect(model, image, tmp_path / "out", "--domain", "target") == 0
-    assert check_files(tmp_path / "out", image) == MASK | SEGMENTATION
-    case = read_case(open_model(model, domain="target"), [image], None)
-    clipped = np.clip(case.image, 50, 350)  # CT normalisation with the plans' intensities
-    assert case.data.max() == pytest.approx((clipped.max() - 200) / 50, abs=0.2)
 
 
 @pytest.mark.parametrize(
-    ("trainer", "parts", "files"),
+    ("trainer", "domain", "parts", "files"),
     [
-        ("nnUNetTrainerGLUANoTranslation", {"alignment"}, MASK),
-        ("nnUNetTrainerGLUATranslationOnly", {"translator"}, TRANSLATIONS),
-        ("nnUNetTrainerGLUA", set(), set()),  # another program has removed what prediction does not need
+        ("nnUNetTrainerGLUA", "target", {"alignment", "translator"}, MASK),
+        ("nnUNetTrainerGLUANoTranslation", "source", {"alignment"}, MASK),
+        ("nnUNetTrainerGLUATranslationOnly", "source", {"translator"}, TRANSLATIONS),
+        ("nnUNetTrainerGLUA", "source", set(), set()),  # another program has removed what prediction does not need
     ],
 )
-def test_what_the_checkpoint_holds_is_shown(tmp_path, capsys, trainer, parts, files):
+def test_what_fits_the_domain_and_the_checkpoint_is_shown(tmp_path, capsys, trainer, domain, parts, files):
     state = {key: value for key, value in extra_state().items() if key in parts}
     model, (image, _) = write_model(tmp_path, trainer, adapted(), **{EXTRA_KEY: state}), write_case(tmp_path / "in")
-    assert inspect(model, image, tmp_path / "out") == 0
-    assert set(read_summary(tmp_path / "out")["files"]) == files | SEGMENTATION
+    assert inspect(model, image, tmp_path / "out", "--domain", domain) == 0
+    assert check_files(tmp_path / "out", image) == files | SEGMENTATION
     assert ("checkpoint_final.pth has no translator" in capsys.readouterr().out) == (not parts)
 
 
@@ -97,6 +82,8 @@ def test_the_contrast_of_a_source_image_is_inverted_for_a_network_that_was_train
         model = open_model(folder, domain=domain)
         case = read_case(model, [image], None)
         assert np.array_equal(as_network_knows(model, load_parts(model), case).data, sign * case.data)
+    clipped = np.clip(case.image, 50, 350)  # the target has CT normalisation with the plans' intensities
+    assert case.data.max() == pytest.approx((clipped.max() - 200) / 50, abs=0.2)
     assert inspect(folder, image, tmp_path / "out") == 0
     assert read_summary(tmp_path / "out")["glua"]["inverted"] == [True]
 
@@ -124,7 +111,6 @@ def test_a_source_with_ct_normalisation_needs_its_plans(tmp_path, monkeypatch):
     (tmp_path / "Dataset990_Tiny").mkdir()
     (tmp_path / "Dataset990_Tiny" / "sourcePlans.json").write_text(json.dumps(own))
     made, domain = plans_for_domain(plans, "2d", None)
-    assert domain == "source" and made["foreground_intensity_properties_per_channel"] == {"0": {"mean": 1.0}}
+    assert domain == "source" and own.items() <= made.items()
     assert made["configurations"]["2d"]["normalization_schemes"] == ["CTNormalization"]
-    assert plans["configurations"]["2d"]["normalization_schemes"] == ["ZScoreNormalization"]
     assert plans_for_domain(plans, "2d", "target") == (plans, "target")

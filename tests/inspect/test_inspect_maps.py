@@ -5,9 +5,8 @@ import itertools
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
-from test_inspect import lies_on
+from test_inspect import lies_on, read_map
 from tiny_model import make_plans, open_model, write_case, write_model
 
 from nnunet_l2g.evaluation.geometry import write_nifti
@@ -45,15 +44,8 @@ def test_nifti_files_lie_on_the_image_for_every_reader(tmp_path, reader):
     array, properties = model.labels.reader().read_images([str(image)])
     write_nifti(array[0], properties, tmp_path / "map.nii.gz")
     assert lies_on(tmp_path / "map.nii.gz", image)
-    one, other = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (image, tmp_path / "map.nii.gz"))
-    assert np.array_equal(one, other)
+    assert np.array_equal(read_map(image), read_map(tmp_path / "map.nii.gz"))
     assert np.allclose(nibabel.load(image).affine, nibabel.load(tmp_path / "map.nii.gz").affine, atol=1e-5)
-
-
-def test_a_natural_image_gets_unit_spacing(tmp_path):
-    write_nifti(np.zeros((1, 20, 30), np.float32), {"spacing": (999, 1, 1)}, tmp_path / "map.nii.gz")
-    image = sitk.ReadImage(str(tmp_path / "map.nii.gz"))
-    assert (image.GetSize(), image.GetSpacing(), image.GetOrigin()) == ((30, 20), (1, 1), (0, 0))
 
 
 @pytest.mark.parametrize("patch", [(4, 16, 16), (16, 16, 64), (16, 16), (64, 8)])
@@ -70,17 +62,9 @@ def test_patches_put_an_image_together_again(patch):
 
 
 def test_integers_come_from_the_patch_in_whose_middle_they_lie():
-    count = itertools.count()
-    patch, starts = 16, [0, 8, 16, 24]
+    count, starts = itertools.count(), [0, 8, 16, 24]
     data = np.zeros((1, 1, 16, 40), np.float32)
-    maps = map_image(data, (16, patch), lambda x: {"patch": torch.full(x.shape, next(count))}, "cpu", "test")
+    maps = map_image(data, (16, 16), lambda x: {"patch": torch.full(x.shape, next(count))}, "cpu", "test")
     patches = maps["patch"][0, 0, 8]
-    nearest = [min(range(4), key=lambda i: abs(starts[i] + patch // 2 - voxel)) for voxel in range(40)]
-    assert (patches == nearest).mean() > 0.9  # a tie may go either way
-    assert sorted(set(patches)) == [0, 1, 2, 3]
-
-
-def test_coarse_maps_are_repeated_where_they_lie():
-    coarse = torch.arange(6).view(1, 1, 2, 3)
-    fine = map_image(np.zeros((1, 1, 4, 9), np.float32), (4, 9), lambda x: {"map": coarse}, "cpu", "test")["map"]
-    assert np.array_equal(fine[:, 0], coarse[0].repeat_interleave(2, 1).repeat_interleave(3, 2))
+    nearest = [min(range(4), key=lambda i: abs(starts[i] + 8 - voxel)) for voxel in range(40)]
+    assert (patches == nearest).mean() > 0.9 and set(patches) == set(range(4))  # a tie may go either way
