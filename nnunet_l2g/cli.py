@@ -17,7 +17,7 @@ COMMANDS = {
     "demo": "the whole way on a small embedded phantom: plan, train, predict, evaluate, picture (CPU, minutes)",
     "doctor": "which interpreter, which nnU-Net, which trainers are found, and why not",
     "env": "print the line that sets nnUNet_extTrainer, for those who prefer to set it themselves",
-    "inspect": "what a trained model does with one image: errors, codes and transport, residual maps, translations",
+    "inspect": "what a trained model does with one image: errors, references, residual maps, translations",
     "register": "place the start-up files in site-packages (editable installs)",
     "unregister": "remove the start-up files that `register` placed",
 }

@@ -87,7 +87,7 @@ def find_channels(paths: list[Path], ending: str) -> tuple[str, list[Path]]:
     for path in paths:
         if not path.is_file():
             raise UserError(f"-i {path}: no such file; expected the first channel of one case, CASE_0000{ending}")
-        if not path.name.lower().endswith(ending):
+        if not path.name.endswith(ending):
             raise UserError(f"-i {path}: the model was trained on {ending} files; convert the image")
     stem = paths[0].name[: -len(ending)]
     name = re.sub(r"_\d{4}$", "", stem)
@@ -133,7 +133,7 @@ def _read_reference(model: Model, path: Path, image: np.ndarray, properties: dic
     if geometry_difference(found, properties):
         headers = f"the label {path} has {header(found)}; the image {file} has {header(properties)}"
         warning = f"HEADERS DIFFER: {headers}. {VOXEL_BY_VOXEL}"
-    return array.astype(np.int16), warning
+    return array.astype(np.int32), warning
 
 
 def _check_grid(path: Path, array, properties: dict, file: Path, image, expected: dict, names: Sequence[str] = ALL) -> None:

@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         "slice": slices.index,
         "segmentation": inspect_segmentation(model, case, slices, output),
     }
+    found: dict = {}
     if model.method == "L2GNet":
         summary["l2gnet"] = found = inspect_l2gnet(model, case, slices, device, output)
     elif model.method == "GRCSF":
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         summary["glua"] = found = inspect_glua(model, parts, case, slices, device, output)
     write_json(output.add("summary.json", "every number of the figures"), summary | {"files": output.files})
 
-    if model.method is not None and "note" in found:
+    if "note" in found:
         print(f"NOTE: {found['note']}")
     width = max(map(len, output.files))
     print(output.folder, *(f"  {name:{width}}  {line}" for name, line in output.files.items()), sep="\n")

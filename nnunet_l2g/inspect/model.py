@@ -12,7 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 
 from nnunet_l2g import trainers
 from nnunet_l2g.adapt import TARGET_KEY
-from nnunet_l2g.architectures import PlanNetwork
+from nnunet_l2g.architectures.plan_network import PlanNetwork, decode_settings
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import Labels, read_dataset_json, read_labels
 from nnunet_l2g.files import DAMAGE, check_plain_name, load_safely, read_object
@@ -47,17 +47,16 @@ class Model:
     @property
     def method(self) -> str | None:
         """L2GNet, GRCSF or GLUA for a network of ours, None for all others."""
-        return type(self.network).__name__ if isinstance(self.network, PlanNetwork) else None
+        return decode_settings(self.network.settings)["network"] if isinstance(self.network, PlanNetwork) else None
 
 
 def load_model(folder: Path, fold: str, name: str, domain: str | None = None) -> Model:
-    """Opens one fold of a model folder.
+    """Opens one fold (a number or all) of a model folder.
 
     Parameters
     ----------
-    fold, name : a number or all; of the checkpoint's file
-    domain : "source", "target" or None
-        Which domain the image is of, for plans of `nnunet_l2g adapt`. They normalise as the target needs it.
+    name : of the checkpoint's file
+    domain : which domain the image is of, for plans of `nnunet_l2g adapt`, which normalise as the target needs it
 
     Raises
     ------

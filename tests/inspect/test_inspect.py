@@ -88,7 +88,6 @@ def test_a_stock_model_gets_nnunets_prediction_and_errors(plain, tmp_path, capsy
         [(reference == prediction) & (reference > 0), (reference == 0) & (prediction > 0), (reference > 0) & (prediction == 0),
          reference != prediction], [1, 2, 3, 4])  # fmt: skip
     assert len(np.unique(prediction)) > 1 and np.array_equal(errors, expected)
-
     summary = read_summary(tmp_path / "out")
     assert (summary["trainer"], summary["method"], summary["domain"]) == ("nnUNetTrainer", None, None)
     for value, name in ((1, "organ"), (2, "lesion")):
