@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         import torch
 
         from nnunet_l2g.inspect.case import Slices, read_case
-        from nnunet_l2g.inspect.glua import as_network_knows, inspect_glua, load_parts
+        from nnunet_l2g.inspect.glua import as_trained_on, inspect_glua, load_trainer_state
         from nnunet_l2g.inspect.grcsf import inspect_grcsf
         from nnunet_l2g.inspect.l2gnet import inspect_l2gnet
         from nnunet_l2g.inspect.maps import Output
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model.expanduser(), args.fold, args.checkpoint, args.domain)
     case = read_case(model, args.images, args.label)
     if model.method == "GLUA":
-        parts = load_parts(model)
-        case = as_network_knows(model, parts, case)
+        kept = load_trainer_state(model)
+        case = as_trained_on(model, kept, case)
     output = Output(args.output)
 
     print(f"{model.trainer.__name__}, fold {args.fold}: case {case.name} on {device}", flush=True)
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     elif model.method == "GRCSF":
         summary["grcsf"] = found = inspect_grcsf(model, case, slices, device, output)
     elif model.method == "GLUA":
-        summary["glua"] = found = inspect_glua(model, parts, case, slices, device, output)
+        summary["glua"] = found = inspect_glua(model, kept, case, slices, device, output)
     write_json(output.add("summary.json", "every number of the figures"), summary | {"files": output.files})
 
     if "note" in found:

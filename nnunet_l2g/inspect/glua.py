@@ -23,7 +23,7 @@ from nnunet_l2g.training.figure import Panel, draw_panels, window_of, windowed
 COLUMNS = 4
 
 
-class Parts(NamedTuple):
+class TrainerState(NamedTuple):
     """What the trainer keeps beside the network, in eval mode; None for what the checkpoint does not hold.
 
     inverted : (C,) bool, the channels of the source whose contrast is inverted before the network sees them
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
     inverted: np.ndarray | None
 
 
-def load_parts(model: Model) -> Parts:
+def load_trainer_state(model: Model) -> TrainerState:
     """From the state of the trainer in the checkpoint. UserError if a part does not fit the model."""
     translator = discriminator = inverted = None
     patch_size = model.configuration.patch_size
@@ -59,25 +59,25 @@ def load_parts(model: Model) -> Parts:
             f"{model.file}: what its trainer kept beside the network does not fit {model.trainer.__name__} "
             f"({type(error).__name__}: {cause}); copy the training's own checkpoint again"
         ) from error
-    return Parts(translator, discriminator, inverted)
+    return TrainerState(translator, discriminator, inverted)
 
 
-def as_network_knows(model: Model, parts: Parts, case: Case) -> Case:
+def as_trained_on(model: Model, kept: TrainerState, case: Case) -> Case:
     """An image of the source with its contrast inverted, if the network was trained on such images; others as they are.
 
     UserError if the checkpoint does not say which channels.
     """
-    if model.domain == "source" and parts.inverted is None and getattr(model.trainer, "sign_alone", False):
+    if model.domain == "source" and kept.inverted is None and getattr(model.trainer, "sign_alone", False):
         raise UserError(
             f"{model.file}: another program has removed which channels of the source were inverted. Copy the training's own "
             "checkpoint again, or inspect an image of the target with --domain target"
         )
-    if model.domain != "source" or parts.inverted is None:
+    if model.domain != "source" or kept.inverted is None:
         return case
-    return replace(case, data=turn_over(case.data, np.where(parts.inverted, -1, 1).astype(np.float32)))
+    return replace(case, data=turn_over(case.data, np.where(kept.inverted, -1, 1).astype(np.float32)))
 
 
-def inspect_glua(model: Model, parts: Parts, case: Case, slices: Slices, device: str, output: Output) -> dict:
+def inspect_glua(model: Model, kept: TrainerState, case: Case, slices: Slices, device: str, output: Output) -> dict:
     """Writes the translations of an image of the source, and the local feature mask of any image.
 
     Returns
@@ -87,14 +87,14 @@ def inspect_glua(model: Model, parts: Parts, case: Case, slices: Slices, device:
     note : if the checkpoint holds nothing to show
     """
     found: dict = {}
-    if all(part is None for part in parts):
+    if all(part is None for part in kept):
         found["note"] = f"{model.file} has no translator and no domain discriminator: nothing but the segmentation to show"
-    if parts.inverted is not None and model.domain == "source":
-        found["inverted"] = parts.inverted.tolist()
-    if parts.translator is not None and model.domain == "source":
-        _inspect_translations(parts.translator, case, slices, device, output)
-    if parts.discriminator is not None:
-        found["mean_mask"] = _inspect_mask(model, parts.discriminator, case, slices, device, output)
+    if kept.inverted is not None and model.domain == "source":
+        found["inverted"] = kept.inverted.tolist()
+    if kept.translator is not None and model.domain == "source":
+        _inspect_translations(kept.translator, case, slices, device, output)
+    if kept.discriminator is not None:
+        found["mean_mask"] = _inspect_mask(model, kept.discriminator, case, slices, device, output)
     return found
 
 

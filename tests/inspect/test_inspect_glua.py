@@ -12,7 +12,7 @@ from nnunet_l2g.architectures.glua.domain_discriminator import DomainDiscriminat
 from nnunet_l2g.architectures.glua.translation.translator import Translator, halvings_of
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.inspect.case import read_case
-from nnunet_l2g.inspect.glua import EXTRA_KEY, as_network_knows, load_parts, translate_case
+from nnunet_l2g.inspect.glua import EXTRA_KEY, as_trained_on, load_trainer_state, translate_case
 from nnunet_l2g.inspect.model import TARGET_KEY, plans_for_domain
 
 torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def test_glua_translates_a_source_image_and_shows_the_mask(tmp_path, dims):
     opened = open_model(model)
     case = read_case(opened, [image], None)
     assert abs(case.data.mean()) < 0.05  # z-scores, the source's normalisation
-    translator = load_parts(opened).translator
+    translator = load_trainer_state(opened).translator
     expected = translate_case(translator, case.data, translator.target_styles[1], "cpu")
     inside = tuple(slice(*bounds) for bounds in case.properties["bbox_used_for_cropping"])
     assert np.allclose(read_map(tmp_path / "out/translation_2.nii.gz")[inside], expected[0], atol=1e-4)
@@ -81,7 +81,7 @@ def test_the_contrast_of_a_source_image_is_inverted_for_a_network_that_was_train
     for domain, sign in (("source", -1), ("target", 1)):
         model = open_model(folder, domain=domain)
         case = read_case(model, [image], None)
-        assert np.array_equal(as_network_knows(model, load_parts(model), case).data, sign * case.data)
+        assert np.array_equal(as_trained_on(model, load_trainer_state(model), case).data, sign * case.data)
     clipped = np.clip(case.image, 50, 350)  # the target has CT normalisation with the plans' intensities
     assert case.data.max() == pytest.approx((clipped.max() - 200) / 50, abs=0.2)
     assert inspect(folder, image, tmp_path / "out") == 0
@@ -91,7 +91,7 @@ def test_the_contrast_of_a_source_image_is_inverted_for_a_network_that_was_train
 def test_parts_that_do_not_fit_are_refused(tmp_path):
     model = open_model(write_model(tmp_path, "nnUNetTrainerGLUASignOnly", adapted()))
     with pytest.raises(UserError, match="which channels of the source were inverted"):
-        as_network_knows(model, load_parts(model), read_case(model, [write_case(tmp_path / "in")[0]], None))
+        as_trained_on(model, load_trainer_state(model), read_case(model, [write_case(tmp_path / "in")[0]], None))
     for state in (
         {"translator": {"target_styles": torch.zeros(3, 8)}},
         {"alignment": {"discriminator": {}}},
@@ -99,7 +99,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
     ):
         model.checkpoint[EXTRA_KEY] = state
         with pytest.raises(UserError, match="what its trainer kept beside the network does not fit nnUNetTrainerGLUASignOnly"):
-            load_parts(model)
+            load_trainer_state(model)
 
 
 def test_a_source_with_ct_normalisation_needs_its_plans(tmp_path, monkeypatch):
