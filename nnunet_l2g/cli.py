@@ -16,7 +16,7 @@ COMMANDS = {
     "demo": "the whole way on a small embedded phantom: plan, train, predict, evaluate, picture (CPU, minutes)",
     "doctor": "which interpreter, which nnU-Net, which trainers are found, and why not",
     "env": "print the line that sets nnUNet_extTrainer, for editable installs and for those who prefer to set it themselves",
-    "inspect": "what a trained model does with one image: errors, codes and transport, residual maps, translations",
+    "inspect": "what a trained model does with one image: errors, references, residual maps, translations",
     "release": "a trained model as a zip that others can use without this package, or as ONNX",
 }
 FOLDERS = {"adapt", "compare", "demo", "inspect"}  # commands of several files

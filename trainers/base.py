@@ -24,9 +24,8 @@ from nnunet_l2g.training.checkpoints import (
     write_atomically,
 )
 from nnunet_l2g.training.ending import ending_cleanly
-from nnunet_l2g.training.figure import draw_diagnostics
+from nnunet_l2g.training.figure import draw_diagnostics, warn_if_not_written
 from nnunet_l2g.training.names import set_lengths
-from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.stages import Stage, cases_of, run_stage
 
 EXTRA_KEY = "nnunet_l2g"  # in nnU-Net's checkpoints, beside its own keys
@@ -224,7 +223,7 @@ class PluginTrainer(nnUNetTrainer):
         super().on_epoch_end()
         if self.local_rank == 0 and self.diagnostic_keys:
             filename = f"{self.output_folder}/{self.figure_name}"
-            with not_worth_a_training(self.print_to_log_file):
+            with warn_if_not_written(self.print_to_log_file):
                 draw_diagnostics(self.logger.local_logger.my_fantastic_logging, self.diagnostic_keys, filename)
 
     @property

@@ -8,13 +8,12 @@ import torch
 
 from nnunet_l2g.architectures import GRCSF
 from nnunet_l2g.architectures.grcsf.autoencoder_stage import AutoencoderStage
+from nnunet_l2g.architectures.grcsf.picture import draw_compensation, has_foreground, labelled_patch
 from nnunet_l2g.architectures.plan_network import decode_settings
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.inspect.compensation import draw_compensation
-from nnunet_l2g.inspect.patch import has_foreground, labelled_patch
 from nnunet_l2g.trainers.base import PluginTrainer
+from nnunet_l2g.training.figure import warn_if_not_written
 from nnunet_l2g.training.focal import use_focal_loss
-from nnunet_l2g.training.pictures import not_worth_a_training
 from nnunet_l2g.training.stages import Stage
 
 
@@ -116,7 +115,7 @@ class nnUNetTrainerGRCSF(PluginTrainer):
         kind = "training" if self.fold == "all" else "validation"
         caption = f"{self.plans_manager.dataset_name}, {kind} case {self._pictured.case}, {when}"
         filename = f"{self.output_folder}/compensation.png"
-        with not_worth_a_training(self.print_to_log_file):
+        with warn_if_not_written(self.print_to_log_file):
             draw_compensation(self._pictured.image, self._pictured.reference, prediction, explained, labels, caption, filename)
 
 

@@ -1,4 +1,4 @@
-"""Reads segmentations with nnU-Net's readers, and tells whether two files lie on one grid."""
+"""Reads segmentations with nnU-Net's readers, tells whether two files lie on one grid, and writes maps onto an image's grid."""
 
 from __future__ import annotations
 
@@ -129,3 +129,40 @@ def shown(values: Sequence[float]) -> str:
 
 def _same(one: np.ndarray | None, other: np.ndarray) -> bool:
     return one is not None and one.shape == other.shape and np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def write_nifti(values: np.ndarray, properties: dict, path: Path) -> None:
+    """Writes (z, y, x) as NIfTI with the geometry of the image that nnU-Net read with these `properties`.
+
+    PNG and TIFF images have no geometry beside a spacing, which is 1 for PNG; a 2D image gives a 2D file.
+    """
+    if "nibabel_stuff" in properties:
+        _write_nibabel(values, properties["nibabel_stuff"], path)
+        return
+    import SimpleITK
+
+    geometry = properties.get("sitk_stuff")
+    spacing = tuple(float(s) for s in reversed(properties["spacing"])) if geometry is None else geometry["spacing"]
+    if geometry is None and len(values) == 1:
+        spacing = spacing[:2]  # nnU-Net's reader gives a 2D image a third spacing of 999
+    image = SimpleITK.GetImageFromArray(values[0] if len(spacing) == 2 else values)
+    image.SetSpacing(spacing)
+    if geometry is not None:
+        image.SetOrigin(geometry["origin"])
+        image.SetDirection(geometry["direction"])
+        if "original_orientation" in geometry:  # the reader turned the image
+            image = SimpleITK.DICOMOrient(image, geometry["original_orientation"])
+    SimpleITK.WriteImage(image, str(path), True)
+
+
+def _write_nibabel(values: np.ndarray, geometry: dict, path: Path) -> None:
+    import nibabel
+    from nibabel.orientations import io_orientation, ornt_transform
+
+    original = geometry["original_affine"]
+    affine = geometry.get("reoriented_affine", original)
+    image = nibabel.Nifti1Image(values.transpose(2, 1, 0), affine)  # (x, y, z)
+    if affine is not original:
+        image = image.as_reoriented(ornt_transform(io_orientation(affine), io_orientation(original)))
+        image = nibabel.Nifti1Image(np.asanyarray(image.dataobj), original)
+    nibabel.save(image, path)

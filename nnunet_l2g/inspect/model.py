@@ -1,120 +1,76 @@
-"""A model folder of nnU-Net, opened without unpickling foreign code: what any trainer's network needs to predict."""
+"""A trained model: nnU-Net's folder of it, opened without unpickling code of others."""
 
 from __future__ import annotations
 
+import copy
 import inspect
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
+from nnunet_l2g import trainers
+from nnunet_l2g.architectures.plan_network import PlanNetwork, decode_settings
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.labels import Labels, read_dataset_json, read_labels
-from nnunet_l2g.files import DAMAGE, load_safely, read_object
+from nnunet_l2g.files import DAMAGE, check_plain_name, load_safely, read_object
 from nnunet_l2g.lookup import explain, find_trainer, quiet
 from nnunet_l2g.nnunet_files import check_network_classes, check_plans
-
-NEEDED = ("network_weights", "trainer_name", "init_args")
+from nnunet_l2g.training.adapted_plans import TARGET_KEY
 
 
 @dataclass(frozen=True)
 class Model:
-    """folder, fold, file : nnU-Net's <trainer>__<plans>__<configuration>, `0` or `all`, the checkpoint
-    trainer, trainer_class : the name in the checkpoint and what nnU-Net finds under it
-    plans, configuration, dataset, manager : nnU-Net's managers, dataset.json's content, nnU-Net's label manager
-    labels : what is evaluated
+    """file : the checkpoint
+    trainer : the class that nnU-Net finds under the name in the checkpoint
+    plans, configuration, manager : nnU-Net's managers of plans, configuration and labels
+    dataset, labels : the content of dataset.json; the structures in it, and nnU-Net's reader of the images
+    domain : "source" or "target" for adapted plans, else None
     network : nn.Module with its weights, in eval mode, without deep supervision
     channels : of the input
-    checkpoint : its content without the network's weights
+    checkpoint : its content without the weights of the network
     """
 
-    folder: Path
-    fold: str
     file: Path
-    trainer: str
-    trainer_class: type
+    trainer: type
     plans: object
     configuration: object
-    configuration_name: str
-    dataset: dict
     manager: object
+    dataset: dict
     labels: Labels
+    domain: str | None
     network: object
     channels: int
     checkpoint: dict
 
     @property
-    def patch_size(self) -> tuple[int, ...]:
-        return tuple(self.configuration.patch_size)
-
-    @property
-    def mirroring(self) -> tuple[int, ...] | None:
-        axes = self.checkpoint.get("inference_allowed_mirroring_axes")
-        return None if axes is None else tuple(int(axis) for axis in axes)
-
-    @property
     def method(self) -> str | None:
-        """Name of the network of ours, as its weights say; None for all others."""
-        settings = getattr(self.network, "settings", None)
-        if getattr(self.network, "plain_weights_only", None) is None or settings is None:
-            return None
-        return json.loads(bytes(settings.tolist()))["network"]
-
-    @property
-    def reader(self):
-        """nnU-Net's reader for the images the model was trained on."""
-        with quiet():
-            return self.plans.image_reader_writer_class()
+        """L2GNet, GRCSF or GLUA for a network of ours, None for all others."""
+        return decode_settings(self.network.settings)["network"] if isinstance(self.network, PlanNetwork) else None
 
 
-def checkpoint_file(folder: Path, fold: str, name: str) -> Path:
-    """fold_<fold>/<name> in a model folder. UserError that says what is there instead."""
-    if not folder.is_dir():
-        raise UserError(f"-m {folder}: no such folder; expected nnU-Net's <trainer>__<plans>__<configuration>")
-    for needed in ("dataset.json", "plans.json"):
-        if not (folder / needed).is_file():
-            raise UserError(
-                f"-m {folder}: {folder / needed} is missing; expected nnU-Net's <trainer>__<plans>__<configuration>, the "
-                "folder that holds dataset.json, plans.json and fold_<N>"
-            )
-    path = folder / f"fold_{fold}"
-    if not path.is_dir():
-        folds = sorted(other.name.removeprefix("fold_") for other in folder.glob("fold_*") if other.is_dir())
-        raise UserError(f"-f {fold}: {path} is missing; {folder} has {_named('fold', folds)}")
-    if not (path / name).is_file():
-        others = sorted(other.name for other in path.glob("checkpoint_*.pth"))
-        advice = "train it to its end, or name one with -chk" if others else "train this fold first"
-        raise UserError(f"-f {fold}: {path / name} is missing; {path} has {_named('checkpoint', others)}; {advice}")
-    return path / name
-
-
-def _named(kind: str, names: list[str]) -> str:
-    return f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else f"no {kind}"
-
-
-def load_model(folder: Path, fold: str, name: str, plans_of: Callable[[dict, str], dict] | None = None) -> Model:
-    """Opens fold `fold` of a model folder.
+def load_model(folder: Path, fold: str, name: str, domain: str | None = None) -> Model:
+    """Opens one fold (a number or all) of a model folder.
 
     Parameters
     ----------
     name : of the checkpoint's file
-    plans_of : plans and configuration's name to the plans to use
+    domain : which domain the image is of, for plans of `nnunet_l2g adapt`, which normalise as the target needs it
 
     Raises
     ------
-    UserError : names the file that is missing, damaged, foreign, or does not fit the trainer
+    UserError : a file is missing, damaged, of other origin, or does not fit the trainer; a domain for plans without one
     """
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-
     file = checkpoint_file(folder, fold, name)
-    checkpoint = _read_checkpoint(file)
+    checkpoint = read_checkpoint(file)
     trainer = _find_trainer(checkpoint["trainer_name"], file)
     configuration_name = checkpoint["init_args"]["configuration"]
+    plans, domain = read_plans(folder / "plans.json", configuration_name, domain)
+    configuration = plans.get_configuration(configuration_name)
     dataset = read_dataset_json(folder / "dataset.json")
-    labels = read_labels(folder / "dataset.json")
-    plans, configuration = _read_plans(folder / "plans.json", configuration_name, file, plans_of)
+    with quiet():
+        labels = replace(read_labels(folder / "dataset.json"), reader=plans.image_reader_writer_class)
     if configuration.previous_stage_name is not None:
         raise UserError(
             f"{folder}: {configuration_name} is the second stage of a cascade, whose input holds a prediction of "
@@ -123,52 +79,59 @@ def load_model(folder: Path, fold: str, name: str, plans_of: Callable[[dict, str
     try:
         manager = plans.get_label_manager(dataset)
         channels = determine_num_input_channels(plans, configuration, dataset)
-    except Exception as error:  # nnU-Net's managers believe both files
-        cause = f"{type(error).__name__}: {error}"
-        raise UserError(f"{folder}: dataset.json and plans.json do not fit together ({cause}); copy both again") from error
+    except Exception as error:  # nnU-Net's managers do not check the two files
+        raise UserError(f"{folder}: dataset.json and plans.json do not fit together ({error!r}); copy both again") from error
     network = build_network(trainer, plans, configuration, channels, manager.num_segmentation_heads, file)
-    _load_weights(network, checkpoint.pop("network_weights"), file)
-    return Model(
-        folder, fold, file, checkpoint["trainer_name"], trainer, plans, configuration, configuration_name, dataset, manager,
-        labels, network.eval(), channels, checkpoint,
-    )  # fmt: skip
+    try:
+        network.load_state_dict(checkpoint.pop("network_weights"))
+    except Exception as error:  # names and shapes that do not fit, or no state dict at all
+        cause = " ".join(str(error).split())[:400] or type(error).__name__
+        raise UserError(
+            f"{file}: its weights do not fit the network of its trainer and plans ({cause}); take plans.json and checkpoint "
+            "from the same training"
+        ) from error
+    network.eval()
+    return Model(file, trainer, plans, configuration, manager, dataset, labels, domain, network, channels, checkpoint)
 
 
-def _read_checkpoint(file: Path) -> dict:
+def checkpoint_file(folder: Path, fold: str, name: str) -> Path:
+    """fold_<fold>/<name> in a model folder. UserError that says what is there instead."""
+    for needed in ("dataset.json", "plans.json"):
+        if not (folder / needed).is_file():
+            raise UserError(
+                f"-m {folder}: {needed} is missing; expected nnU-Net's folder <trainer>__<plans>__<configuration>, which holds "
+                "dataset.json, plans.json and fold_<N>"
+            )
+    file = folder / f"fold_{fold}" / name
+    if not file.is_file():
+        found = ", ".join(sorted(str(other.relative_to(folder)) for other in folder.glob("fold_*/checkpoint_*.pth")))
+        raise UserError(f"{file} is missing; {folder} has {found or 'no checkpoint'}; name one with -f and -chk, or train it")
+    return file
+
+
+def read_checkpoint(file: Path) -> dict:
+    """The content of a checkpoint of nnU-Net. UserError if it is damaged, or holds more than tensors and plain values."""
     try:
         content = load_safely(file)
-    except Exception as error:  # zip, pickle, end of file: every kind of damage has its own
-        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        names = content["trainer_name"], content["init_args"]["configuration"]
+        mirrored = content.get("inference_allowed_mirroring_axes")
+        if not all(isinstance(name, str) for name in names) or not set(mirrored or ()) <= {0, 1, 2}:
+            raise ValueError("trainer_name, init_args or inference_allowed_mirroring_axes are not as nnU-Net writes them")
+        _ = content["network_weights"]
+    except Exception as error:  # each kind of damage has its own
+        cause = next(iter(str(error).strip().splitlines()), "")[:200]
         raise UserError(
-            f"{file}: cannot be read as a checkpoint of nnU-Net ({cause[:200]}); it is damaged, or holds more than tensors and "
-            "plain values, which is never unpickled here. Copy it again, or name another with -chk"
+            f"{file}: cannot be read as a checkpoint of nnU-Net ({type(error).__name__}: {cause}); it is damaged, of another "
+            "program, or holds more than tensors and plain values, which is never unpickled; copy it again"
         ) from error
-    missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
-    if not missing and not isinstance(content["trainer_name"], str):
-        missing = ["trainer_name"]
-    settings = {} if missing else content["init_args"]
-    if not isinstance(settings, dict) or not isinstance(settings.get("configuration"), str):
-        lacks = ", ".join(missing) or "init_args.configuration"
-        raise UserError(f"{file}: no checkpoint of an nnU-Net trainer, it has no {lacks}; expected what nnUNetv2_train writes")
-    axes, logging = content.get("inference_allowed_mirroring_axes"), content.get("logging", {})
-    if axes is not None and not (isinstance(axes, (list, tuple)) and all(axis in (0, 1, 2) for axis in axes)):
-        raise UserError(f"{file}: inference_allowed_mirroring_axes is {str(axes)[:80]}; expected some of the axes 0, 1 and 2")
-    if not isinstance(logging, dict) or not all(map(_is_curve, logging.items())):
-        raise UserError(f"{file}: its logging is not nnU-Net's, a list of numbers for each name; copy the file again")
     return content
 
 
-def _is_curve(entry: tuple) -> bool:
-    """Whether an entry of the log is one: a name, and a list (of numbers, if it is our gap between domains)."""
-    name, values = entry
-    if not isinstance(name, str) or not isinstance(values, list):
-        return False
-    return not name.startswith("gap_") or all(isinstance(value, (int, float, np.number)) for value in values)
-
-
 def _find_trainer(name: str, file: Path) -> type:
+    """The class of this name: ours, also where nnU-Net has not been told of them, or what nnU-Net finds."""
     try:
-        trainer = find_trainer(name)
+        ours = getattr(trainers, name, None)
+        trainer = ours if isinstance(ours, type) else find_trainer(name)
     except Exception as error:  # any module of nnU-Net or of the user's can end the look-up
         raise UserError("\n  ".join([f"{file}: nnU-Net cannot look for its trainer {name}", *explain(error)])) from error
     if trainer is None:
@@ -179,48 +142,61 @@ def _find_trainer(name: str, file: Path) -> type:
     return trainer
 
 
-def _read_plans(path: Path, configuration_name: str, file: Path, plans_of):
+def read_plans(path: Path, configuration: str, domain: str | None):
+    """nnU-Net's manager of the plans that normalise an image of `domain`, and that domain. UserError as in `load_model`."""
     try:
         content = read_object(path)
-        if configuration_name not in content["configurations"]:
+        if configuration not in content["configurations"]:
             has = ", ".join(content["configurations"])
-            raise UserError(f"{file}: of configuration {configuration_name}, but {path} has {has}; they are of two models")
+            raise UserError(f"{path}: has {has}, but the checkpoint is of {configuration}; take both from one training")
         check_plans(content, path)
-        if plans_of is not None:
-            content = plans_of(content, configuration_name)
+        content, domain = plans_for_domain(content, configuration, domain)
     except DAMAGE as error:
         raise UserError(f"{path}: not nnU-Net's plans ({type(error).__name__}: {error}); copy the file again") from error
     plans = check_plans(content, path)
-    configuration = plans.get_configuration(configuration_name)
-    check_network_classes(configuration, path)
-    return plans, configuration
+    check_network_classes(plans.get_configuration(configuration), path)
+    return plans, domain
+
+
+def plans_for_domain(plans: dict, configuration: str, domain: str | None) -> tuple[dict, str | None]:
+    """Adapted plans with the normalisation of `domain` (None: source), and that domain. Other plans as they are, and None."""
+    if TARGET_KEY not in plans:
+        if domain is not None:
+            raise UserError(f"--domain {domain}: the plans {plans.get('plans_name')} name no target domain; leave it out")
+        return plans, None
+    if domain == "target":
+        return plans, domain
+    target, plans = plans[TARGET_KEY], copy.deepcopy(plans)
+    entry = target["configurations"][configuration]
+    plans["configurations"][configuration] |= {
+        "normalization_schemes": entry["source_normalization_schemes"],
+        "use_mask_for_norm": entry["source_use_mask_for_norm"],
+    }
+    if "CTNormalization" in entry["source_normalization_schemes"]:  # the only scheme that uses intensities of the plans
+        name = check_plain_name(target["source_plans_name"], "source_plans_name in the adapted plans")
+        path = Path(os.environ.get("nnUNet_preprocessed", ""), plans["dataset_name"], f"{name}.json")
+        key = "foreground_intensity_properties_per_channel"
+        try:
+            plans[key] = read_object(path)[key]
+        except DAMAGE as error:
+            raise UserError(
+                f"{path}: cannot be read ({type(error).__name__}); it holds the intensities that normalise the source. Set "
+                "nnUNet_preprocessed to where the model was trained, or inspect an image of the target with --domain target"
+            ) from error
+    return plans, "source"
 
 
 def build_network(trainer: type, plans, configuration, channels: int, heads: int, file: Path):
-    """The network as nnU-Net builds it to predict; trainers of before nnU-Net 2.8 take other arguments."""
+    """The network as nnU-Net builds it to predict. Trainers from before nnU-Net 2.8 take other arguments."""
     build = trainer.build_network_architecture
-    try:
-        if "plans_manager" in inspect.signature(build).parameters:
-            return build(plans, configuration, channels, heads, enable_deep_supervision=False)
-        return build(
+    described = (plans, configuration)
+    if "plans_manager" not in inspect.signature(build).parameters:
+        described = (
             configuration.network_arch_class_name,
             configuration.network_arch_init_kwargs,
             configuration.network_arch_init_kwargs_req_import,
-            channels,
-            heads,
-            enable_deep_supervision=False,
         )
-    except Exception as error:  # a trainer's own code
-        raise UserError(f"{file}: {trainer.__name__} cannot build its network ({type(error).__name__}: {error})") from error
-
-
-def _load_weights(network, weights, file: Path) -> None:
     try:
-        network.load_state_dict(weights)
-    except Exception as error:  # shapes and names, or no state dict at all
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        shown = " ".join(lines[:3])[:400] or type(error).__name__
-        raise UserError(
-            f"{file}: its weights do not fit the network of its trainer and plans ({shown}); take plans.json and checkpoint "
-            "from the same training"
-        ) from error
+        return build(*described, channels, heads, enable_deep_supervision=False)
+    except Exception as error:  # code of a trainer
+        raise UserError(f"{file}: {trainer.__name__} cannot build its network ({type(error).__name__}: {error})") from error

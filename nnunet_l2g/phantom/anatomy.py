@@ -1,172 +1,135 @@
-"""Which tissue is where: a heart with random pose and shape between look-alike organs, as inequalities.
+"""Which tissue is where: a heart of random pose and shape between look-alike organs, as inequalities.
 
-In-plane lengths are millimetres on a 120 mm field of view and are scaled to the actual one, so that every grid shows
-the whole heart; t runs along the long axis, 0 at the base and 1 at the apex.
+In-plane lengths are millimetres on a field of view of 120 mm. t runs along the long axis of the heart, 0 at the base and 1 at
+the apex.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-(AIR, FAT, MUSCLE, LUNG, LIVER, VESSEL, HEART_FAT, RIGHT_WALL, RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE, PAPILLARY, SCAR) = (
-    range(13)
-)
-REFERENCE_FOV = 120.0  # mm
-BLOOD_APEX, RIGHT_APEX = 0.88, 0.84  # t where the cavities end; the myocardium closes the left one below
+TISSUES = (
+    "air", "fat", "muscle", "lung", "liver", "vessel", "heart_fat", "right_wall", "right_ventricle", "myocardium",
+    "left_ventricle", "papillary", "scar",
+)  # fmt: skip
+AIR, FAT, MUSCLE, LUNG, LIVER, VESSEL, HEART_FAT, RIGHT_WALL, RIGHT, MYOCARDIUM, LEFT, PAPILLARY, SCAR = range(len(TISSUES))
+FIELD_OF_VIEW = 120.0  # mm
+LEFT_END, RIGHT_END = 0.88, 0.84  # t where the cavities end; below, the myocardium closes the left one
 
 
-@dataclass
-class Lesion:
-    """One scar: a patch of the wall. theta is the angle around the left ventricle, depth 0 at the cavity, 1 outside."""
-
-    theta: float
-    t: float
-    half_angle: float  # rad
-    half_length: float  # in t
-    transmurality: float  # depth up to which the wall is scarred
-
-
-@dataclass
+@dataclass(frozen=True)
 class Heart:
-    """One subject: pose, size and shape of the heart and the places of the organs around it."""
+    """One subject. Lengths in mm, angles in rad."""
 
-    centre: np.ndarray  # (2,) mm
-    drift: np.ndarray  # (2,) mm, how far the long axis moves in-plane from base to apex
-    angle: float  # rad
-    radius: float  # mm, of the left cavity at the base
-    wall: float  # mm
+    centre: list[float]  # (2,) in-plane, at the base
+    drift: list[float]  # (2,) how far the long axis moves in-plane from base to apex
+    angle: float
+    radius: float  # of the left cavity at the base
+    wall: float
     squash: float  # ratio of the in-plane axes
-    waves: np.ndarray  # (3, 2): amplitude and phase of the outline's harmonics 2 to 4
-    right_shift: float  # right ventricle's centre and radius, in left ventricular outer radii
-    right_radius: float
-    base: float  # mm along z, then the length from base to apex
-    length: float
-    papillary: np.ndarray  # (2,) rad
-    organs: np.ndarray  # (7, 2) mm, shifts of the organs
-    lesions: list[Lesion] = field(default_factory=list)
+    waves: list[list[float]]  # (3, 2) amplitude and phase of the harmonics 2 to 4 of the outline
+    right_shift: float  # centre of the right ventricle, in outer radii of the left one
+    right_radius: float  # likewise
+    base: float  # along z
+    length: float  # from base to apex
+    papillary: list[float]  # (2,) angles of the papillary muscles
+    organs: list[list[float]]  # (7, 2) shifts of the organs
 
 
 def draw_heart(rng: np.random.Generator, depth: float) -> Heart:
-    """Draws a subject. depth (mm) is the grid's extent along z; the heart covers 70 to 90 % of it."""
+    """Draws a subject. The heart covers 70 to 90 % of depth, the extent of the grid along z in mm."""
     length = depth * rng.uniform(0.7, 0.9)
     return Heart(
-        centre=np.array([10.0, 0.0]) + rng.uniform(-8, 8, 2),
-        drift=rng.uniform(-7, 7, 2),
+        centre=(np.array([10.0, 0.0]) + rng.uniform(-8, 8, 2)).tolist(),
+        drift=rng.uniform(-7, 7, 2).tolist(),
         angle=rng.uniform(-0.8, 0.8),
         radius=rng.uniform(12, 17),
         wall=rng.uniform(6, 9.5),
         squash=rng.uniform(0.9, 1.1),
-        waves=np.stack([rng.uniform(0, 0.03, 3), rng.uniform(0, 2 * np.pi, 3)], axis=1),
+        waves=np.stack([rng.uniform(0, 0.03, 3), rng.uniform(0, 2 * np.pi, 3)], axis=1).tolist(),
         right_shift=rng.uniform(0.8, 1.0),
         right_radius=rng.uniform(0.85, 1.0),
         base=-length / 2 + rng.uniform(-0.5, 0.5) * (depth - length) * 0.8,
         length=length,
-        papillary=rng.uniform(-0.4, 0.4, 2) + np.array([1.2, -1.4]),
-        organs=rng.uniform(-5, 5, (7, 2)),
+        papillary=(rng.uniform(-0.4, 0.4, 2) + np.array([1.2, -1.4])).tolist(),
+        organs=rng.uniform(-5, 5, (7, 2)).tolist(),
     )
 
 
-def taper(t: np.ndarray, end: float = 1.0) -> np.ndarray:
-    """Radius along the long axis relative to the base: sqrt(1 - (t / end)^2.5) for 0 <= t <= end, otherwise 0."""
-    inside = (t >= 0) & (t <= end)
-    return np.where(inside, np.sqrt(1 - np.clip(t / end, 0, 1) ** 2.5), 0.0)
+def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray, z: np.ndarray, scars: np.random.Generator | None) -> np.ndarray:
+    """Tissue codes (D, H, W) uint8, painted from back to front: body, organs, fat, right heart, left heart, scars.
 
-
-def wall_coordinates(heart: Heart, x: np.ndarray, y: np.ndarray, z: np.ndarray):
-    """Coordinates in the heart's own frame, all broadcast to one shape.
-
-    Returns (xi, eta, rho, theta, t, inner, outer): the rotated in-plane position (mm), its polar form with the
-    outline's harmonics divided out, the long-axis coordinate, and the radii of cavity and epicardium there (0: none).
-    inner = radius taper(t, 0.88) and outer = (radius + wall) taper(t), so outer > inner wherever outer > 0.
+    Parameters
+    ----------
+    x (1, 1, W), y (1, H, 1) : mm on the field of view of 120 mm
+    z (D, 1, 1) : mm
+    scars : draws 1 to 3 scars; None for none
     """
     t = (z - heart.base) / heart.length
-    dx = x - heart.centre[0] - heart.drift[0] * t
-    dy = y - heart.centre[1] - heart.drift[1] * t
-    cosine, sine = np.cos(heart.angle), np.sin(heart.angle)
-    xi, eta = cosine * dx + sine * dy, -sine * dx + cosine * dy
+    dx, dy = x - heart.centre[0] - heart.drift[0] * t, y - heart.centre[1] - heart.drift[1] * t
+    cosine, sine = float(np.cos(heart.angle)), float(np.sin(heart.angle))
+    xi, eta = cosine * dx + sine * dy, cosine * dy - sine * dx  # in the frame of the heart
     theta = np.arctan2(eta / heart.squash, xi)
     outline = 1 + sum(a * np.cos(k * theta + phase) for k, (a, phase) in enumerate(heart.waves, start=2))
     rho = np.hypot(xi, eta / heart.squash) / outline
-    return xi, eta, rho, theta, t, heart.radius * taper(t, BLOOD_APEX), (heart.radius + heart.wall) * taper(t)
+    inner, outer = heart.radius * _taper(t, LEFT_END), (heart.radius + heart.wall) * _taper(t)  # 0 where there is none
 
-
-def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Tissue code (uint8) at each point, painted from back to front: body, organs, fat, right heart, left heart, scar.
-
-    x (1, 1, W), y (1, H, 1) in mm on the 120 mm field of view, z (D, 1, 1) in mm; returns (D, H, W).
-    """
-    xi, eta, rho, theta, t, inner, outer = wall_coordinates(heart, x, y, z)
     tissue = np.zeros(rho.shape, np.uint8)
     _paint_surroundings(tissue, heart, x, y, t)
-
-    reach = (heart.radius + heart.wall) * taper(t, RIGHT_APEX)
-    right = np.hypot(xi + heart.right_shift * reach, eta)
-    exists = reach > 0
-    tissue[((rho < outer + 5) & (outer > 0)) | ((right < heart.right_radius * reach + 6) & exists)] = HEART_FAT
-    tissue[(right < heart.right_radius * reach + 2.5) & exists] = RIGHT_WALL
-    tissue[(right < heart.right_radius * reach) & exists] = RIGHT_VENTRICLE
+    reach = (heart.radius + heart.wall) * _taper(t, RIGHT_END)
+    right = np.hypot(xi + heart.right_shift * reach, eta) - heart.right_radius * reach  # mm outside the right cavity
+    right[np.broadcast_to(reach == 0, right.shape)] = np.inf
+    tissue[((rho < outer + 5) & (outer > 0)) | (right < 6)] = HEART_FAT
+    tissue[right < 2.5] = RIGHT_WALL
+    tissue[right < 0] = RIGHT
     tissue[rho < outer] = MYOCARDIUM
-    tissue[rho < inner] = LEFT_VENTRICLE
+    tissue[rho < inner] = LEFT
     for angle in heart.papillary:
-        muscle = np.hypot(xi - 0.6 * inner * np.cos(angle), eta - 0.6 * inner * np.sin(angle))
+        muscle = np.hypot(xi - 0.6 * float(np.cos(angle)) * inner, eta - 0.6 * float(np.sin(angle)) * inner)
         tissue[(muscle < 0.18 * inner) & (rho < inner)] = PAPILLARY
-    wall = tissue == MYOCARDIUM
-    for lesion in heart.lesions:
-        tissue[wall & _in_lesion(lesion, rho, theta, t, inner, outer)] = SCAR
+    if scars is not None:
+        depth = (rho - inner) / np.maximum(outer - inner, 1e-6)  # of the wall: 0 at the cavity, 1 outside
+        _paint_scars(tissue, scars, heart, theta, np.broadcast_to(t, rho.shape), depth)
     return tissue
 
 
-def draw_lesions(rng: np.random.Generator, heart: Heart, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[Lesion]:
-    """Draws 1 to 3 scars around random myocardium points of the given grid, so that each covers at least one.
+def _taper(t: np.ndarray, end: float = 1.0) -> np.ndarray:
+    """Radius along the long axis over that at the base: sqrt(1 - (t / end)^2.5) for 0 <= t <= end, otherwise 0."""
+    return np.where((t >= 0) & (t <= end), np.sqrt(1 - np.clip(t / end, 0, 1) ** 2.5), 0)
 
-    Arc length is log-uniform from 6 to 45 mm (at mid wall), extent along z 8 to 40 mm, transmurality 0.35 to 1.
+
+def _paint_scars(tissue, rng: np.random.Generator, heart: Heart, theta, t, depth) -> None:
+    """Paints 1 to 3 scars around random points of the myocardium at voxel centres (1::3), so that each covers a voxel.
+
+    The arc length is log-uniform from 6 to 45 mm (at mid wall), the extent along z 8 to 40 mm, the depth 0.35 to 1 of the wall.
     """
-    _, _, rho, theta, t, inner, outer = wall_coordinates(heart, x, y, z)
-    wall = tissue_map(heart, x, y, z) == MYOCARDIUM
-    t = np.broadcast_to(t, rho.shape)
-    points = np.flatnonzero(wall)
-    depth = np.broadcast_to(_depth(rho, inner, outer), rho.shape)
-    lesions = []
+    wall = tissue == MYOCARDIUM
+    points = np.argwhere(wall[:, 1::3, 1::3]) * (1, 3, 3) + (0, 1, 1)
     for _ in range(rng.integers(1, 4)):
-        point = np.unravel_index(rng.choice(points), rho.shape)
-        arc, extent = np.exp(rng.uniform(np.log(6), np.log(45))), rng.uniform(8, 40)
-        lesions.append(
-            Lesion(
-                theta=float(theta[point]),
-                t=float(t[point]),
-                half_angle=float(arc / (2 * heart.radius + heart.wall)),
-                half_length=float(extent / (2 * heart.length)),
-                transmurality=max(float(rng.uniform(0.35, 1)), float(depth[point]) + 1e-6),
-            )
-        )
-    return lesions
-
-
-def _depth(rho, inner, outer):
-    return (rho - inner) / np.maximum(outer - inner, 1e-6)
-
-
-def _in_lesion(lesion: Lesion, rho, theta, t, inner, outer) -> np.ndarray:
-    away = np.abs((theta - lesion.theta + np.pi) % (2 * np.pi) - np.pi) / lesion.half_angle
-    along = np.abs(t - lesion.t) / lesion.half_length
-    return (away**2 + along**2 <= 1) & (_depth(rho, inner, outer) <= lesion.transmurality)
+        point = tuple(rng.choice(points))
+        half_angle = np.exp(rng.uniform(np.log(6), np.log(45))) / (2 * heart.radius + heart.wall)
+        half_length = rng.uniform(8, 40) / (2 * heart.length)
+        deepest = max(rng.uniform(0.35, 1), float(depth[point]) + 1e-6)
+        away = np.abs((theta - theta[point] + np.pi) % (2 * np.pi) - np.pi) / half_angle
+        along = np.abs(t - t[point]) / half_length
+        tissue[wall & (away**2 + along**2 <= 1) & (depth <= deepest)] = SCAR
 
 
 def _paint_surroundings(tissue: np.ndarray, heart: Heart, x: np.ndarray, y: np.ndarray, t: np.ndarray) -> None:
-    """Body outline, lungs, liver, spleen, aorta and stomach; lower organs grow and lungs shrink towards the apex."""
-    low = np.clip(0.5 + 0.5 * t, 0.3, 1.2)
-
-    def ellipse(organ: int, centre, axes):
-        shift = heart.organs[organ]
-        return ((x - centre[0] - shift[0]) / axes[0]) ** 2 + ((y - centre[1] - shift[1]) / axes[1]) ** 2 < 1
-
-    tissue[ellipse(0, (0, 0), (74, 62)) & (t == t)] = FAT
-    tissue[ellipse(0, (0, 0), (69, 56)) & (t == t)] = MUSCLE
-    tissue[ellipse(1, (-50, -8), (24, 40)) & (t < 1.1)] = LUNG
-    tissue[ellipse(2, (52, -10), (22, 38)) & (t < 1.1)] = LUNG
-    tissue[ellipse(3, (-34, 42), (34 * low, 20 * low))] = LIVER
-    tissue[ellipse(4, (36, 40), (16 * low, 12 * low))] = LIVER  # spleen
-    tissue[ellipse(5, (8, 46), (7, 7)) & (t == t)] = VESSEL  # aorta
-    tissue[ellipse(6, (-30, 44), (6 * low, 5 * low))] = VESSEL  # vein in the liver
+    """Body, lungs, liver, spleen and vessels. Towards the apex the lower organs grow and the lungs end."""
+    low, lungs = np.clip(0.5 + 0.5 * t, 0.3, 1.2), t < 1.1
+    for shift, centre, axes, code, where in (
+        (0, (0, 0), (74, 62), FAT, True),
+        (0, (0, 0), (69, 56), MUSCLE, True),
+        (1, (-50, -8), (24, 40), LUNG, lungs),
+        (2, (52, -10), (22, 38), LUNG, lungs),
+        (3, (-34, 42), (34 * low, 20 * low), LIVER, True),
+        (4, (36, 40), (16 * low, 12 * low), LIVER, True),  # the spleen
+        (5, (8, 46), (7, 7), VESSEL, True),  # the aorta
+        (6, (-30, 44), (6 * low, 5 * low), VESSEL, True),  # a vein in the liver
+    ):
+        dx, dy = heart.organs[shift]
+        inside = ((x - centre[0] - dx) / axes[0]) ** 2 + ((y - centre[1] - dy) / axes[1]) ** 2 < 1
+        tissue[np.broadcast_to(inside & where, tissue.shape)] = code

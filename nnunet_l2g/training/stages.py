@@ -15,8 +15,7 @@ from tqdm import tqdm
 from nnunet_l2g.errors import UserError
 from nnunet_l2g.training.checkpoints import check_finite, get_random_state, serialised, set_random_state, write_atomically
 from nnunet_l2g.training.distributed import mean_over_ranks, world_size
-from nnunet_l2g.training.figure import draw_diagnostics
-from nnunet_l2g.training.pictures import not_worth_a_training
+from nnunet_l2g.training.figure import draw_diagnostics, warn_if_not_written
 
 
 class Stage(ABC):
@@ -152,7 +151,7 @@ def run_stage(
         stage.end_epoch(epoch, values, log)
         if save and ((epoch + 1) % save_every == 0 or epoch + 1 == stage.epochs):
             _save(file, stage, network, owner, epoch + 1, history, extra_state())
-        with not_worth_a_training(log):
+        with warn_if_not_written(log):
             draw_diagnostics(history, list(history), f"{folder}/progress_{stage.name}.png")
     stage.end()
 

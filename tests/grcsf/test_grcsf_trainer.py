@@ -13,8 +13,8 @@ from test_trainers import make, make_batch
 from nnunet_l2g import trainers
 from nnunet_l2g.architectures.grcsf.autoencoder_stage import AutoencoderStage
 from nnunet_l2g.architectures.grcsf.masked_autoencoder import MaskedAutoencoder
+from nnunet_l2g.architectures.grcsf.picture import has_foreground, labelled_patch
 from nnunet_l2g.errors import UserError
-from nnunet_l2g.inspect.patch import has_foreground, labelled_patch
 from nnunet_l2g.trainers import nnUNetTrainerGRCSF
 from nnunet_l2g.training.focal import BinaryFocalLoss, FocalLoss
 

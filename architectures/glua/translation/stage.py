@@ -21,7 +21,7 @@ from nnunet_l2g.architectures.glua.translation.slices import random_slices, to_s
 from nnunet_l2g.architectures.glua.translation.structure_loss import measure_shift
 from nnunet_l2g.architectures.glua.translation.translator import Translator
 from nnunet_l2g.training.distributed import average_gradients, from_rank_0, world_size
-from nnunet_l2g.training.pictures import not_worth_a_training
+from nnunet_l2g.training.figure import warn_if_not_written
 from nnunet_l2g.training.precision import bfloat16_where_possible
 from nnunet_l2g.training.stages import Stage
 
@@ -162,7 +162,7 @@ class TranslationStage(Stage):
         self.module.set_target_styles(torch.cat(self.style_codes))  # here, so that the epoch's checkpoint has them
         if self.folder is not None and self.pictured is not None and (last or (epoch + 1) % DRAW_EVERY == 0):
             source, target = (to_slices(x.to(self.device)) for x in self.pictured)
-            with not_worth_a_training(log):
+            with warn_if_not_written(log):
                 draw_translation(self.module, source, target, f"{self.folder}/translation.png")
         if last and values["validation_shift"] > LARGE_SHIFT:
             log(
