@@ -207,6 +207,25 @@ def test_a_fold_without_labels_is_refused(nnunet_folders, monkeypatch):
         trainer.get_tr_and_val_datasets()
 
 
+def test_one_case_without_labels_is_trained_on_and_the_picture_shows_another(nnunet_folders, monkeypatch):
+    trainer = make(nnunet_folders, Small, configuration="2d")
+    trainer.initialize()
+    cases = trainer.do_split()[0]
+    trainer.do_split = lambda: (cases, cases)
+    load = trainer.dataset_class.load_case
+
+    def first_without_labels(self, case):
+        data, seg, previous, properties = load(self, case)
+        if case == self.identifiers[0]:
+            properties = {**properties, "class_locations": {key: [] for key in properties["class_locations"]}}
+        return data, seg, previous, properties
+
+    monkeypatch.setattr(trainer.dataset_class, "load_case", first_without_labels)
+    training, validation = trainer.get_tr_and_val_datasets()
+    assert list(training.identifiers) == list(cases)
+    assert labelled_patch(validation, trainer.configuration_manager.patch_size).case == validation.identifiers[1]
+
+
 @pytest.mark.parametrize(
     ("locations", "expected"),
     [

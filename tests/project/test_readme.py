@@ -62,7 +62,7 @@ def test_each_direct_import_is_declared():
                 imported.add(node.module.partition(".")[0])
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    lines = config["options"]["install_requires"].splitlines()
+    lines = config["options"]["install_requires"].splitlines() + config["options.extras_require"]["onnx"].splitlines()
     declared = {normal(re.match(r"[\w.-]+", line).group()) for line in lines if line and not line.startswith("#")}
     distributions = packages_distributions()
     imported -= {"nnunet_l2g", *sys.stdlib_module_names}
