@@ -72,7 +72,8 @@ def release_fold(folder: Path, fold: str, checkpoint: str, content: Path, onnx: 
     from nnunet_l2g.inspect.model import load_model
 
     model = load_model(folder, fold, checkpoint)
-    name = f"nnUNetTrainer__{model.plans.plans_name}__{model.configuration_name}"
+    configuration = model.checkpoint["init_args"]["configuration"]
+    name = f"nnUNetTrainer__{model.plans.plans_name}__{configuration}"
     target = content if onnx else content / model.plans.dataset_name / name
     target.mkdir(parents=True, exist_ok=True)
     for file in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
@@ -85,20 +86,20 @@ def release_fold(folder: Path, fold: str, checkpoint: str, content: Path, onnx: 
     plain = plain_network(model)
     if plain is None:
         raise UserError(
-            f"-m {folder}: the network of {model.trainer} computes more than plain nnU-Net does. Add --onnx; or write it with "
-            "nnU-Net's nnUNetv2_export_model_to_zip, and whoever receives it needs `pip install nnunet-l2g`"
+            f"-m {folder}: the network of {model.trainer.__name__} computes more than plain nnU-Net does. Add --onnx; "
+            "or write it with nnU-Net's nnUNetv2_export_model_to_zip, and whoever receives it needs `pip install nnunet-l2g`"
         )
     (target / f"fold_{fold}").mkdir()
     released = {
         "network_weights": plain.state_dict(),
         "trainer_name": "nnUNetTrainer",
-        "init_args": {"configuration": model.configuration_name, "fold": fold},
-        "inference_allowed_mirroring_axes": model.mirroring,
+        "init_args": {"configuration": configuration, "fold": fold},
+        "inference_allowed_mirroring_axes": model.checkpoint.get("inference_allowed_mirroring_axes"),
     }
     torch.save(released, target / f"fold_{fold}" / CHECKPOINT)
     return (
         "Whoever receives it: nnUNetv2_install_pretrained_model_from_zip {zip}; then nnUNetv2_predict "
-        f"-d {model.plans.dataset_name} -c {model.configuration_name} -p {model.plans.plans_name} ..., without this package"
+        f"-d {model.plans.dataset_name} -c {configuration} -p {model.plans.plans_name} ..., without this package"
     )
 
 
@@ -125,7 +126,7 @@ def example(model):
     """Noise of the shape of the network's input: (2, C, *patch)."""
     import torch
 
-    return torch.randn(2, model.channels, *model.patch_size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, model.channels, *model.configuration.patch_size, generator=torch.Generator().manual_seed(0))
 
 
 def preprocessing(model) -> dict:
@@ -143,7 +144,7 @@ def preprocessing(model) -> dict:
         "foreground_intensity_properties_per_channel": plans.foreground_intensity_properties_per_channel,
         "labels": model.dataset["labels"],
         "regions_class_order": model.dataset.get("regions_class_order"),
-        "mirroring_axes": model.mirroring,
+        "mirroring_axes": model.checkpoint.get("inference_allowed_mirroring_axes"),
     }
 
 

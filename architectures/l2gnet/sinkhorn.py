@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 EXPONENT = 30  # up to this |S| / eps, float32 holds exp(S / eps) and all scalings of the rows and columns
 SMALLEST = 1e-30  # of a marginal whose logarithm is taken
+LOWEST = -1e3  # of a potential
 
 
 def sinkhorn_potentials(
@@ -81,8 +82,8 @@ class _Scalings(torch.autograd.Function):
             saved += [v, per_row, u, per_column]
             v = b * per_column
         ctx.save_for_backward(kernel, rows, columns, *saved)
-        tiny = torch.finfo(kernel.dtype).tiny
-        return u[..., 0, :].clamp_min(tiny).log(), v[..., 0, :].clamp_min(tiny).log()
+        # the logarithm of 0, of a row or column that sends nothing, is made finite and stays far below all others
+        return u[..., 0, :].log().clamp_min(LOWEST), v[..., 0, :].log().clamp_min(LOWEST)
 
     @staticmethod
     @once_differentiable

@@ -157,7 +157,7 @@ class Slices:
         self.case, self.prediction = case, prediction
         self.kind, self.labels = ("prediction", prediction) if case.reference is None else ("reference", case.reference)
         self.names = {value: f"label {value}" for value in model.labels.known if value > 0}
-        painted = model.labels.region_order or [values[0] for _, values in model.labels.structures]
+        painted = model.dataset.get("regions_class_order") or [values[0] for _, values in model.labels.structures]
         self.names |= {value: name.replace("_", " ") for value, name in zip(painted, model.labels.names, strict=True)}
         self._colours = label_colours(list(self.names))
         self.legend = {self.names[value]: colour for value, colour in self._colours.items()}

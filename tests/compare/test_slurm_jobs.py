@@ -144,7 +144,7 @@ def test_a_preempted_job_is_requeued_and_continues(stub, tmp_path, monkeypatch):
 
 def test_after_sigterm_nnunet_is_ended_and_the_job_stays_for_slurm_to_requeue(stub, tmp_path):  # noqa: F811
     mode(stub, 0, "hang")
-    argv = [sys.executable, "-c", JOB, tmp_path, Path(__file__).parent, Path(__file__).parents[1]]
+    argv = [sys.executable, "-W", "ignore", "-c", JOB, tmp_path, Path(__file__).parent, Path(__file__).parents[1]]
     job = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         wait_for(lambda: any("worker" in record for record in calls(stub)))

@@ -80,7 +80,7 @@ def test_a_network_that_computes_more_is_refused_without_onnx(tmp_path, capsys):
         ("model.tar", (), "expected the name of a zip file"),
         ("there.zip", (), "exists"),
         ("no/model.zip", (), "there is no folder"),
-        ("model.zip", ("-f", "3"), "fold_3 is missing"),
+        ("model.zip", ("-f", "3"), "fold_3/checkpoint_final.pth is missing"),
     ],
 )
 def test_what_cannot_be_written_is_said_before_anything_is_read(tmp_path, capsys, name, options, expected):
