@@ -47,6 +47,9 @@ def main() -> None:
     for name in args.configurations:
         if name not in plans["configurations"]:
             sys.exit(f"-c {name}: {args.plans} has {', '.join(plans['configurations'])}")
+        data = PlansManager(plans).get_configuration(name).data_identifier
+        if not (folder / data).is_dir():
+            sys.exit(f"-c {name}: {folder / data} is missing; first nnUNetv2_preprocess -d {args.dataset} -c {name}")
         found[name] = shrink(small, name, description, args.seconds)
     small["configurations"] = found
     file = folder / f"{small['plans_name']}.json"

@@ -46,7 +46,7 @@ class Model:
 
     @property
     def method(self) -> str | None:
-        """L2GNet, GRCSF or GLUA for a network of ours, None for all others."""
+        """The name of the class of a PlanNetwork (L2GNet, GRCSF, GLUA), None for all other networks."""
         return decode_settings(self.network.settings)["network"] if isinstance(self.network, PlanNetwork) else None
 
 

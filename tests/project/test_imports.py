@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = {"architectures": ROOT / "architectures", "trainers": ROOT / "trainers", "": ROOT / "nnunet_l2g"}
 COMMANDS = {"adapt", "compare", "inspect", "demo", "release", "cli", "doctor", "env"}
-METHODS = {"l2gnet", "grcsf", "glua"}
+METHODS = {path.parent.name for path in (ROOT / "architectures").glob("*/__init__.py")}
 # a folder, and what nothing in it may import
 FORBIDDEN = {
     "phantom": COMMANDS | {"trainers", "architectures", "training", "evaluation"},
