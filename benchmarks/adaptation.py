@@ -1,4 +1,4 @@
-"""What of the gap between two domains does GLUA close? Source only, its controls and ablations, GLUA, and the supervised ceiling.
+"""How much of the gap between two domains does GLUA close? Beside it: source only, controls, ablations, the supervised ceiling.
 
 python benchmarks/adaptation.py --pair phantom --folder WORK --epochs 20 --repeats 2 -o OUT.json
 python benchmarks/adaptation.py --pair hippocampus --data nnUNet_raw --folder WORK --epochs 20 --repeats 2 -o OUT.json
