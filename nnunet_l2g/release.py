@@ -155,7 +155,7 @@ def check_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--onnx: {error.name} is not installed; pip install \"nnunet-l2g[onnx]\"") from error
+        raise UserError(f'--onnx: {error.name} is not installed; pip install "nnunet-l2g[onnx]"') from error
 
 
 def write_onnx(model, path: Path) -> None:
