@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +11,7 @@ from nnunet_l2g.errors import UserError
 from nnunet_l2g.evaluation.geometry import VOXEL_BY_VOXEL, has_spacing, read_pair, spacing_file
 from nnunet_l2g.evaluation.labels import Labels
 from nnunet_l2g.evaluation.scores import count_voxels, match_lesions, overlap_scores, surface_scores
+from nnunet_l2g.parallel import run_parallel
 
 FEW = 3  # to score so few pairs takes less time than to start processes
 
@@ -108,29 +105,23 @@ def score_pairs(
     ------
     UserError : a file is missing, as in `read_pair`, or a process was killed (memory)
     """
-    from tqdm import tqdm
-
     for path in (path for pair in pairs for path in (pair.reference, pair.prediction)):
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-    score = functools.partial(score_pair, labels=labels, options=options)
-    with contextlib.ExitStack() as stack:
-        run = map
-        if processes > 1 and len(pairs) > FEW:
-            spawn = multiprocessing.get_context("spawn")  # a fork of a process with ITK's and torch's threads may hang
-            run = stack.enter_context(ProcessPoolExecutor(min(processes, len(pairs)), spawn)).map
-        try:
-            results = list(tqdm(run(score, pairs), total=len(pairs), desc="scoring", unit="case", disable=None))
-        except BrokenProcessPool as error:
-            raise UserError(f"a scoring process died, perhaps for lack of memory; use fewer than -np {processes}") from error
-    scores = {(pair.method, pair.run, pair.case): found for pair, (found, _) in zip(pairs, results, strict=True)}
-    differences = [difference for _, difference in results if difference]
+    score = functools.partial(_score_with_pair, labels=labels, options=options)
+    results = dict(run_parallel(score, pairs, processes if len(pairs) > FEW else 1, "scoring"))
+    scores = {(pair.method, pair.run, pair.case): results[pair][0] for pair in pairs}
+    differences = [results[pair][1] for pair in pairs if results[pair][1]]
     if not differences:
         return scores, []
     return scores, [
         f"HEADERS DIFFER in {len(differences)} of {len(pairs)} pairs of reference and prediction (shape and spacing agree): "
         f"{differences[0]}. {VOXEL_BY_VOXEL}"
     ]
+
+
+def _score_with_pair(pair: Pair, labels: Labels, options: Options) -> tuple[Pair, tuple[dict[str, dict], str | None]]:
+    return pair, score_pair(pair, labels, options)
 
 
 def score_pair(pair: Pair, labels: Labels, options: Options) -> tuple[dict[str, dict], str | None]:
